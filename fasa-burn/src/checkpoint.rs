@@ -1,0 +1,231 @@
+//! Weights on disk: one safetensors file, or a folder with one or with an index and its shards.
+//!
+//! Opening reads and checks the headers only; a tensor's bytes are read when it is asked for, straight into `f32`, so
+//! the peak is one tensor above what the model keeps. Files are read, not mapped: a mapped file that another process
+//! shortens brings the program down, and mapping needs `unsafe`. No length in a file is believed before it has been
+//! held against the file's real size.
+
+mod index;
+mod shard;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use safetensors::tensor::TensorInfo;
+
+use crate::error::{Error, Result};
+use shard::Shard;
+
+const SINGLE_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// The tensors of a checkpoint by name, read on demand.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// What was opened, for errors that concern no single file.
+    path: PathBuf,
+    shards: Vec<Shard>,
+    /// Sorted by name, so that listings and reports come in the same order every time.
+    tensors: BTreeMap<String, Tensor>,
+}
+
+#[derive(Debug)]
+struct Tensor {
+    shard: usize,
+    info: TensorInfo,
+    /// Whether [`Checkpoint::tensor_f32`] has given it out.
+    read: AtomicBool,
+}
+
+impl Checkpoint {
+    /// Opens a folder (with `model.safetensors`, else with `model.safetensors.index.json` and the shards it names) or a
+    /// `.safetensors` file, and checks every header against its file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be read; [`Error::Unsupported`] for other file formats; [`Error::Checkpoint`] if a
+    /// file is truncated or damaged, a shard is missing, or index and shards disagree.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let kind = fs::metadata(path).map_err(|error| Error::io(path, error))?;
+        if kind.is_dir() {
+            let single = path.join(SINGLE_FILE);
+            let index = path.join(INDEX_FILE);
+            return if single.exists() {
+                Self::from_shards(path, vec![Shard::open(&single)?])
+            } else if index.exists() {
+                Self::open_index(path, &index)
+            } else {
+                Err(Error::checkpoint(
+                    path,
+                    format!("the folder holds neither {SINGLE_FILE} nor {INDEX_FILE}"),
+                    "name the folder of a checkpoint in safetensors format (convert .bin or .gguf weights first)",
+                ))
+            };
+        }
+        if path.extension().is_none_or(|extension| extension != "safetensors") {
+            return Err(Error::unsupported(
+                path,
+                "a checkpoint in this format",
+                "name a .safetensors file or the folder that holds it",
+            ));
+        }
+        Self::from_shards(path, vec![Shard::open(path)?])
+    }
+
+    /// Opens a safetensors file that is already in memory, such as one embedded in the program; `name` is its name in
+    /// errors.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if the bytes are truncated or damaged.
+    pub fn from_bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self> {
+        let path = Path::new(name);
+        Self::from_shards(path, vec![Shard::from_bytes(path, bytes.into())?])
+    }
+
+    fn open_index(folder: &Path, index: &Path) -> Result<Self> {
+        let weight_map = index::read(index)?;
+        let mut shards = Vec::new();
+        let mut number_of = BTreeMap::new();
+        for file in weight_map.values() {
+            if let Entry::Vacant(entry) = number_of.entry(file.as_str()) {
+                let path = folder.join(file);
+                if !path.exists() {
+                    return Err(Error::checkpoint(
+                        index,
+                        format!("names the shard `{file}`, which is not in the folder"),
+                        "download the missing shard into the same folder",
+                    ));
+                }
+                entry.insert(shards.len());
+                shards.push(Shard::open(&path)?);
+            }
+        }
+        let checkpoint = Self::from_shards(folder, shards)?;
+        for (name, file) in &weight_map {
+            let found = checkpoint.tensors.get(name).map(|tensor| tensor.shard);
+            if found != number_of.get(file.as_str()).copied() {
+                return Err(Error::tensor(
+                    index,
+                    name,
+                    format!("should be in the shard `{file}`, but is not"),
+                    "download the index and all shards of the same revision again",
+                ));
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    fn from_shards(path: &Path, shards: Vec<Shard>) -> Result<Self> {
+        let mut tensors = BTreeMap::new();
+        for (number, shard) in shards.iter().enumerate() {
+            for (name, info) in shard.tensors() {
+                let tensor = Tensor { shard: number, info: info.clone(), read: AtomicBool::new(false) };
+                match tensors.entry(name) {
+                    Entry::Vacant(entry) => entry.insert(tensor),
+                    Entry::Occupied(entry) => {
+                        let first = &shards[entry.get().shard];
+                        return Err(Error::tensor(
+                            shard.path(),
+                            entry.key(),
+                            format!("is also in `{}`", first.path().display()),
+                            "keep the shards of one revision only",
+                        ));
+                    }
+                };
+            }
+        }
+        Ok(Self { path: path.to_owned(), shards, tensors })
+    }
+
+    /// The folder, the file or the name it was opened with.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The names of all tensors, in alphabetical order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether there is a tensor of that name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The shape of a tensor, if there is one of that name.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|tensor| tensor.info.shape.as_slice())
+    }
+
+    /// Reads a tensor in row-major order, converting F16 and BF16 to `f32` (both exact).
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if there is no such tensor, its shape is not `shape`, its elements are neither F32, F16 nor
+    /// BF16, or there is no memory for it; [`Error::Io`] if the file cannot be read any more.
+    pub fn tensor_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let Some(tensor) = self.tensors.get(name) else {
+            return Err(Error::tensor(
+                &self.path,
+                name,
+                "is missing",
+                "use the weights that belong to this config.json",
+            ));
+        };
+        let shard = &self.shards[tensor.shard];
+        if tensor.info.shape != shape {
+            return Err(Error::tensor(
+                shard.path(),
+                name,
+                format!("has the shape {:?}, expected {shape:?}", tensor.info.shape),
+                "use the config.json that belongs to these weights",
+            ));
+        }
+        let values = shard.read_f32(name, &tensor.info)?;
+        tensor.read.store(true, Ordering::Relaxed);
+        Ok(values)
+    }
+
+    /// The tensors that [`Checkpoint::tensor_f32`] has not given out yet, in alphabetical order. After loading, these
+    /// are the ones that the model does not know.
+    pub fn unread(&self) -> Vec<&str> {
+        self.tensors
+            .iter()
+            .filter(|(_, tensor)| !tensor.read.load(Ordering::Relaxed))
+            .map(|(name, _)| name.as_str())
+            .collect()
+    }
+}
+
+/// The size of a regular file. Anything else (a folder, a pipe) is refused before opening, which could block.
+fn regular_file_len(path: &Path) -> Result<u64> {
+    let metadata = fs::metadata(path).map_err(|error| Error::io(path, error))?;
+    if metadata.is_file() {
+        Ok(metadata.len())
+    } else {
+        let reason = std::io::Error::other("it is not a regular file");
+        Err(Error::io(path, reason))
+    }
+}
+
+/// Reads a whole small file that goes with a checkpoint, refusing one above `max_bytes`.
+pub(crate) fn read_whole(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
+    regular_file_len(path)?;
+    let file = fs::File::open(path).map_err(|error| Error::io(path, error))?;
+    let mut bytes = Vec::new();
+    // One byte more than allowed tells a file that is too long from one that just fits, whatever its size claims.
+    file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(|error| Error::io(path, error))?;
+    if bytes.len() as u64 > max_bytes {
+        let reason = std::io::Error::other(format!("it is longer than {max_bytes} bytes"));
+        return Err(Error::io(path, reason));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

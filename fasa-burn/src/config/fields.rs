@@ -1,0 +1,154 @@
+//! Typed access to the fields of a JSON object, with errors that name the field.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// A JSON object of a file. A field that is null counts as absent, as in `transformers`.
+pub(super) struct Fields<'a> {
+    path: &'a Path,
+    /// Dotted name of the object, with the trailing dot; empty at the top.
+    prefix: String,
+    object: &'a Map<String, Value>,
+}
+
+impl<'a> Fields<'a> {
+    pub(super) fn new(path: &'a Path, object: &'a Map<String, Value>) -> Self {
+        Self { path, prefix: String::new(), object }
+    }
+
+    fn get(&self, name: &str) -> Option<&'a Value> {
+        self.object.get(name).filter(|value| !value.is_null())
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// Names of the fields that are not null.
+    pub(super) fn names(&self) -> impl Iterator<Item = &'a str> {
+        self.object.iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| name.as_str())
+    }
+
+    pub(super) fn dotted(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    pub(super) fn error(&self, name: &str, problem: impl Into<String>, mend: impl Into<String>) -> Error {
+        Error::config(self.path, self.dotted(name), problem, mend)
+    }
+
+    pub(super) fn unsupported(&self, what: impl Into<String>, mend: impl Into<String>) -> Error {
+        Error::unsupported(self.path, what, mend)
+    }
+
+    fn wrong_type(&self, name: &str, value: &Value, wanted: &str) -> Error {
+        self.error(name, format!("is {}", describe(value)), format!("it must be {wanted}"))
+    }
+
+    /// A whole number from 1 to `max`.
+    pub(super) fn optional_size(&self, name: &str, max: usize) -> Result<Option<usize>> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        match value.as_u64().and_then(|size| usize::try_from(size).ok()) {
+            Some(size) if (1..=max).contains(&size) => Ok(Some(size)),
+            _ => Err(self.wrong_type(name, value, &format!("a whole number from 1 to {max}"))),
+        }
+    }
+
+    /// As [`Fields::optional_size`], of a field that must be there.
+    pub(super) fn size(&self, name: &str, max: usize) -> Result<usize> {
+        self.optional_size(name, max)?
+            .ok_or_else(|| self.error(name, "is missing", "use the complete config.json that belongs to the weights"))
+    }
+
+    /// A number above zero and finite, in single precision too.
+    pub(super) fn positive(&self, name: &str) -> Result<Option<f64>> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        match value.as_f64() {
+            Some(number) if number as f32 > 0.0 && (number as f32).is_finite() => Ok(Some(number)),
+            _ => Err(self.wrong_type(name, value, "a finite number above zero in single precision")),
+        }
+    }
+
+    pub(super) fn flag(&self, name: &str) -> Result<Option<bool>> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
+            Some(value) => Err(self.wrong_type(name, value, "true or false")),
+        }
+    }
+
+    pub(super) fn text(&self, name: &str) -> Result<Option<&'a str>> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(value) => Err(self.wrong_type(name, value, "a string")),
+        }
+    }
+
+    /// A list of strings; absent is empty.
+    pub(super) fn texts(&self, name: &str) -> Result<Vec<&'a str>> {
+        match self.get(name) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(list)) => list
+                .iter()
+                .map(|value| value.as_str().ok_or_else(|| self.wrong_type(name, value, "a list of strings")))
+                .collect(),
+            Some(value) => Err(self.wrong_type(name, value, "a list of strings")),
+        }
+    }
+
+    pub(super) fn nested(&self, name: &str) -> Result<Option<Fields<'a>>> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Value::Object(object)) => {
+                Ok(Some(Fields { path: self.path, prefix: format!("{}{name}.", self.prefix), object }))
+            }
+            Some(value) => Err(self.wrong_type(name, value, "an object")),
+        }
+    }
+
+    fn check_token_id(&self, name: &str, value: &Value, vocab_size: usize) -> Result<u32> {
+        match value.as_u64().and_then(|id| u32::try_from(id).ok()) {
+            Some(id) if (id as usize) < vocab_size => Ok(id),
+            _ => Err(self.wrong_type(name, value, &format!("a token id below `vocab_size` {vocab_size}"))),
+        }
+    }
+
+    pub(super) fn token_id(&self, name: &str, vocab_size: usize) -> Result<Option<u32>> {
+        self.get(name).map(|value| self.check_token_id(name, value, vocab_size)).transpose()
+    }
+
+    /// One id or a list of ids, as a sorted list without repeats.
+    pub(super) fn token_ids(&self, name: &str, vocab_size: usize) -> Result<Vec<u32>> {
+        let mut ids = match self.get(name) {
+            None => Vec::new(),
+            Some(Value::Array(list)) => {
+                list.iter().map(|value| self.check_token_id(name, value, vocab_size)).collect::<Result<_>>()?
+            }
+            Some(value) => vec![self.check_token_id(name, value, vocab_size)?],
+        };
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(ids)
+    }
+}
+
+/// The value itself where it is short, else what kind of value it is.
+fn describe(value: &Value) -> String {
+    match value {
+        Value::Null => "null".into(),
+        Value::Bool(flag) => flag.to_string(),
+        Value::Number(number) => number.to_string(),
+        Value::String(text) if text.chars().count() <= 40 => format!("the string {text:?}"),
+        Value::String(_) => "a string".into(),
+        Value::Array(_) => "a list".into(),
+        Value::Object(_) => "an object".into(),
+    }
+}

@@ -1,0 +1,3 @@
+//! The commands of the `fasa` binary.
+
+pub mod tasks;
