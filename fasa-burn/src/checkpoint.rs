@@ -43,12 +43,12 @@ struct Tensor {
 }
 
 impl Checkpoint {
-    /// Opens a folder (with `model.safetensors`, else with `model.safetensors.index.json` and the shards it names) or a
-    /// `.safetensors` file, and checks every header against its file.
+    /// Opens a `.safetensors` file or a folder (with `model.safetensors`, else with `model.safetensors.index.json` and
+    /// the shards it names), and checks every header against its file.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be read; [`Error::Unsupported`] for other file formats; [`Error::Checkpoint`] if a
-    /// file is truncated or damaged, a shard is missing, or index and shards disagree.
+    /// [`Error::Io`] if a file cannot be read; [`Error::Unsupported`] for other file formats; [`Error::Checkpoint`] if
+    /// a file is truncated or damaged, a shard is missing, or index and shards disagree.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let kind = fs::metadata(path).map_err(|error| Error::io(path, error))?;
@@ -165,8 +165,8 @@ impl Checkpoint {
     /// Reads a tensor in row-major order, converting F16 and BF16 to `f32` (both exact).
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] if there is no such tensor, its shape is not `shape`, its elements are neither F32, F16 nor
-    /// BF16, or there is no memory for it; [`Error::Io`] if the file cannot be read any more.
+    /// [`Error::Checkpoint`] if there is no such tensor, its shape is not `shape`, its elements are neither F32, F16
+    /// nor BF16, or there is no memory for it; [`Error::Io`] if the file cannot be read any more.
     pub fn tensor_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let Some(tensor) = self.tensors.get(name) else {
             return Err(Error::tensor(

@@ -89,6 +89,26 @@ pub enum Error {
         mend: String,
     },
 
+    /// The profile is damaged, or belongs to another model.
+    #[error("`{}`: {source}", .path.display())]
+    Profile {
+        /// The profile file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: fasa_core::profile::ProfileError,
+    },
+
+    /// The policy refused a decode step: shapes or settings that do not fit the model.
+    #[error("attention failed: {0}")]
+    Core(#[from] fasa_core::Error),
+
+    /// The device failed to run the work or to return its result.
+    #[error("the device failed: {reason}; free memory on it, or choose another with `--device`")]
+    Device {
+        /// What it said.
+        reason: String,
+    },
+
     /// The caller asked for the work to stop before it was done.
     #[error("cancelled before the work was done")]
     Cancelled,

@@ -1,7 +1,30 @@
 //! A Burn transformer with frequency-aware sparse attention (FASA).
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`config`], [`checkpoint`], [`text`] | a Hugging Face folder: `config.json`, safetensors, `tokenizer.json` |
+//! | [`model`] | the decoder |
+//! | [`cache`] | keys, values and sketches, appended in place |
+//! | [`method`] | how a decode step attends: dense, FASA, or any policy of `fasa-core` |
+//! | [`ops`] | the operations that Burn lacks, routed to each backend's kernels |
+//! | [`generate`] | prompt in, tokens out as they come |
+//! | [`sampling`] | from logits to the next token |
+//! | [`calibrate`] | finds the dominant chunks of a model |
+//!
+//! The device is chosen at run time (`Device::flex()`, ...); which devices exist is chosen by cargo features.
 
+pub mod cache;
+pub mod calibrate;
 pub mod checkpoint;
 pub mod config;
 pub mod error;
+pub mod generate;
+pub mod method;
+pub mod model;
+pub mod ops;
+pub mod rope;
 pub mod sampling;
 pub mod text;
+
+pub use burn::tensor::Device;
+pub use error::{Error, Result};

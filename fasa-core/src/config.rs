@@ -16,6 +16,14 @@ pub enum Scope {
 }
 
 impl Scope {
+    /// The name used in messages and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scope::KvHead => "KV head",
+            Scope::QueryHead => "query head",
+        }
+    }
+
     /// Rows of a table with this scope.
     pub fn rows(self, query_heads: usize, kv_heads: usize) -> usize {
         match self {

@@ -39,10 +39,10 @@ impl Chunks {
     /// # Errors
     /// [`Error::Range`] unless both are even, `rotary_dim <= head_dim` and `2 <= head_dim <= `[`MAX_HEAD_DIM`].
     pub fn new(head_dim: usize, rotary_dim: usize, pairing: Pairing) -> Result<Self> {
-        if head_dim == 0 || head_dim % 2 != 0 || head_dim > MAX_HEAD_DIM {
+        if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > MAX_HEAD_DIM {
             return Err(Error::Range { what: "head_dim", problem: "must be even, from 2 to 1024" });
         }
-        if rotary_dim % 2 != 0 || rotary_dim > head_dim {
+        if !rotary_dim.is_multiple_of(2) || rotary_dim > head_dim {
             return Err(Error::Range { what: "rotary_dim", problem: "must be even and at most head_dim" });
         }
         Ok(Self { head_dim, rotary_dim, pairing })

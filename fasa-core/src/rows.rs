@@ -22,7 +22,7 @@ impl<'a> Rows<'a> {
         if dim == 0 {
             return Err(Error::Range { what: "dim", problem: "a row needs at least one number" });
         }
-        if data.len() % dim != 0 {
+        if !data.len().is_multiple_of(dim) {
             return Err(Error::Length { what: "rows", want: data.len().div_ceil(dim) * dim, got: data.len() });
         }
         Ok(Self { data, len: data.len() / dim, dim, stride: dim })

@@ -113,7 +113,9 @@ impl<'s, S: Score> TopN<'s, S> {
     #[inline(never)]
     fn push_block(&mut self, first: u32, block: &[S]) {
         for (i, &score) in block.iter().enumerate() {
-            if self.raised && !(score >= self.bar) {
+            // Not `score < bar`: a NaN must not pass.
+            let passes = score >= self.bar;
+            if self.raised && !passes {
                 continue;
             }
             self.buffer[self.filled] = score.entry(first + i as u32);

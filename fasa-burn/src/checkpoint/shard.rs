@@ -86,10 +86,10 @@ impl Shard {
 
     /// The elements of one of this file's tensors as `f32`.
     pub(super) fn read_f32(&self, name: &str, info: &TensorInfo) -> Result<Vec<f32>> {
-        let (element_bytes, convert): (usize, fn(&[u8], &mut Vec<f32>)) = match info.dtype {
-            Dtype::F32 => (4, |bytes, out| extend(bytes, out, f32::from_le_bytes)),
-            Dtype::F16 => (2, |bytes, out| extend(bytes, out, |b| f16::from_le_bytes(b).to_f32())),
-            Dtype::BF16 => (2, |bytes, out| extend(bytes, out, |b| bf16::from_le_bytes(b).to_f32())),
+        let convert: fn(&[u8], &mut Vec<f32>) = match info.dtype {
+            Dtype::F32 => |bytes, out| extend(bytes, out, f32::from_le_bytes),
+            Dtype::F16 => |bytes, out| extend(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
+            Dtype::BF16 => |bytes, out| extend(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
             other => {
                 return Err(Error::tensor(
                     &self.path,
@@ -99,18 +99,18 @@ impl Shard {
                 ));
             }
         };
-        let (start, end) = info.data_offsets;
+        // The header has been checked, so this is no more than the file holds; the machine may still lack the memory.
+        let elements: usize = info.shape.iter().product();
         let mut values = Vec::new();
-        // The header has been checked, so this is at most twice the file; it may still be more than the machine has.
-        values.try_reserve_exact((end - start) / element_bytes).map_err(|_| {
+        values.try_reserve_exact(elements).map_err(|_| {
             Error::tensor(
                 &self.path,
                 name,
-                format!("needs {} bytes of memory, which are not free", (end - start) / element_bytes * 4),
+                format!("has {elements} elements, and there is no memory for them"),
                 "use a smaller model or a machine with more memory",
             )
         })?;
-        let (start, end) = (self.data_start + start, self.data_start + end);
+        let (start, end) = (self.data_start + info.data_offsets.0, self.data_start + info.data_offsets.1);
         match &self.source {
             Source::Bytes(bytes) => convert(&bytes[start..end], &mut values),
             Source::File(file) => {

@@ -20,8 +20,8 @@ const MAX_WINDOW: usize = 32;
 const TRIMMED_WINDOW: usize = 4 * MAX_HELD;
 
 /// Turns token ids into text as they come, never half a character. The pieces joined are what
-/// [`Tokenizer::decode`] gives for all ids at once (but for the number of replacement characters in long runs of bytes that
-/// are no text). Each token costs the decoding of a small window, however long the text.
+/// [`Tokenizer::decode`] gives for all ids at once, but for runs of bytes that are no UTF-8, where the number of
+/// replacement characters may differ. Each token costs the decoding of a small window, however long the text.
 #[derive(Debug, Clone)]
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,

@@ -31,11 +31,7 @@ pub(super) fn facts(draws: &mut Draws, words: &Words<'_>, questions: usize) -> F
             last = copy;
         }
         if chain < questions {
-            facts.asked.push(Asked::new(
-                steps,
-                &format!("What does variable {last} hold?"),
-                &value,
-            ));
+            facts.asked.push(Asked::new(steps, &format!("What does variable {last} hold?"), &value));
         } else {
             facts.others.push(steps);
         }
@@ -44,6 +40,7 @@ pub(super) fn facts(draws: &mut Draws, words: &Words<'_>, questions: usize) -> F
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::collections::HashMap;
 
@@ -87,16 +84,8 @@ mod tests {
     fn the_asked_variable_holds_nothing_itself() {
         for instance in instances(Task::Chain, 1000) {
             let asked = question_of(&instance).split(' ').nth(3).unwrap();
-            assert!(
-                !instance
-                    .context
-                    .contains(&format!("Variable {asked} holds"))
-            );
-            assert!(
-                instance
-                    .context
-                    .contains(&format!("Variable {asked} copies"))
-            );
+            assert!(!instance.context.contains(&format!("Variable {asked} holds")));
+            assert!(instance.context.contains(&format!("Variable {asked} copies")));
         }
     }
 }

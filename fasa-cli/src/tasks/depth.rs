@@ -15,16 +15,10 @@ pub struct Depth {
 
 impl Depth {
     /// The whole context, evenly.
-    pub const ANYWHERE: Self = Self {
-        low: 0.0,
-        high: 1.0,
-    };
+    pub const ANYWHERE: Self = Self { low: 0.0, high: 1.0 };
 
     /// The older half of the context, which no window over recent tokens can reach.
-    pub const FIRST_HALF: Self = Self {
-        low: 0.0,
-        high: 0.5,
-    };
+    pub const FIRST_HALF: Self = Self { low: 0.0, high: 0.5 };
 
     /// From `low` to `high`, with `0 <= low <= high <= 1`.
     pub fn new(low: f64, high: f64) -> Result<Self> {
@@ -48,10 +42,7 @@ impl Depth {
     /// The same range in tokens of a context of `total`, rounded inwards.
     pub(super) fn in_tokens(self, total: usize) -> (usize, usize) {
         let total = total as f64;
-        (
-            (self.low * total).ceil() as usize,
-            (self.high * total).floor() as usize,
-        )
+        ((self.low * total).ceil() as usize, (self.high * total).floor() as usize)
     }
 }
 
@@ -72,19 +63,15 @@ impl FromStr for Depth {
 
     /// `low..high`, such as `0..0.5`.
     fn from_str(text: &str) -> Result<Self> {
-        let (low, high) = text
-            .split_once("..")
-            .with_context(|| format!("a depth range is written low..high, got {text:?}"))?;
-        let fraction = |part: &str| {
-            part.trim()
-                .parse::<f64>()
-                .with_context(|| format!("{part:?} is not a fraction"))
-        };
+        let (low, high) =
+            text.split_once("..").with_context(|| format!("a depth range is written low..high, got {text:?}"))?;
+        let fraction = |part: &str| part.trim().parse::<f64>().with_context(|| format!("{part:?} is not a fraction"));
         Self::new(fraction(low)?, fraction(high)?)
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -21,11 +21,7 @@ pub(crate) struct Asked {
 
 impl Asked {
     pub(super) fn new(statements: Vec<String>, question: &str, value: &str) -> Self {
-        Self {
-            statements,
-            question: format!("\nQuestion: {question}\nAnswer:"),
-            answer: format!(" {value}"),
-        }
+        Self { statements, question: format!("\nQuestion: {question}\nAnswer:"), answer: format!(" {value}") }
     }
 }
 
@@ -48,12 +44,7 @@ pub(crate) struct Episode<'a> {
 }
 
 impl<'a> Episode<'a> {
-    pub(crate) fn draw(
-        mut draws: Draws,
-        task: Task,
-        questions: usize,
-        haystack: Haystack<'a>,
-    ) -> Result<Self> {
+    pub(crate) fn draw(mut draws: Draws, task: Task, questions: usize, haystack: Haystack<'a>) -> Result<Self> {
         let words = Words::built_in()?;
         let (facts, filler) = if task == Task::Kv {
             let mut lines = Lines::new();
@@ -67,11 +58,7 @@ impl<'a> Episode<'a> {
             };
             (facts, Filler::prose(haystack, words, &mut draws)?)
         };
-        Ok(Self {
-            draws,
-            facts,
-            filler,
-        })
+        Ok(Self { draws, facts, filler })
     }
 
     /// The questions, in the order in which [`LaidOut::depths`] answers them.
@@ -88,12 +75,7 @@ impl<'a> Episode<'a> {
         depth: Depth,
         count_tokens: &dyn Fn(&str) -> usize,
     ) -> Result<LaidOut> {
-        let frame = Frame {
-            tail,
-            target_tokens,
-            depth,
-            count_tokens,
-        };
+        let frame = Frame { tail, target_tokens, depth, count_tokens };
         lay_out(&self.facts, &mut self.filler, &frame, &mut self.draws)
     }
 }

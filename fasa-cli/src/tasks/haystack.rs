@@ -25,11 +25,7 @@ pub(super) enum Filler<'a> {
 }
 
 impl<'a> Filler<'a> {
-    pub(super) fn prose(
-        haystack: Haystack<'a>,
-        words: Words<'static>,
-        draws: &mut Draws,
-    ) -> Result<Self> {
+    pub(super) fn prose(haystack: Haystack<'a>, words: Words<'static>, draws: &mut Draws) -> Result<Self> {
         match haystack {
             Haystack::Generated => Ok(Self::Templates(words)),
             Haystack::Text(text) => {
@@ -88,6 +84,7 @@ fn ends_sentence(word: &str) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::tasks::{Task, rng::Purpose};
@@ -100,13 +97,7 @@ mod tests {
     fn text_is_cut_at_sentence_ends() {
         assert_eq!(
             cut("He said\n \"Go!\" and Mr. Grey went.  Did he? (Yes.) The end"),
-            [
-                "He said \"Go!\"",
-                "and Mr. Grey went.",
-                "Did he?",
-                "(Yes.)",
-                "The end"
-            ]
+            ["He said \"Go!\"", "and Mr. Grey went.", "Did he?", "(Yes.)", "The end"]
         );
         assert!(cut(" \n ").is_empty());
     }

@@ -37,16 +37,13 @@ impl Lines {
 pub(super) fn facts(draws: &mut Draws, lines: &mut Lines, questions: usize) -> Facts {
     let mut facts = Facts::default();
     for (key, value) in (0..questions).filter_map(|_| lines.pair(draws)) {
-        facts.asked.push(Asked::new(
-            vec![format!("{key}: {value}")],
-            &format!("What is the value of {key}?"),
-            &value,
-        ));
+        facts.asked.push(Asked::new(vec![format!("{key}: {value}")], &format!("What is the value of {key}?"), &value));
     }
     facts
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::collections::HashMap;
 
@@ -67,10 +64,7 @@ mod tests {
     #[test]
     fn keys_are_unique_and_the_asked_one_has_its_value() {
         for instance in instances(Task::Kv, 1000) {
-            let asked = question_of(&instance)
-                .strip_prefix("What is the value of ")
-                .unwrap()
-                .trim_end_matches('?');
+            let asked = question_of(&instance).strip_prefix("What is the value of ").unwrap().trim_end_matches('?');
             let all = pairs(&instance);
             assert!(all.len() > 50);
             assert_eq!(format!(" {}", all[asked]), instance.answer);

@@ -47,12 +47,7 @@ fn tokens<'p>(pieces: impl IntoIterator<Item = &'p Piece>) -> usize {
 const MOST_REFILLS: usize = 4;
 
 /// Each piece is tokenized once; the whole text only to check the sum, and again after a correction.
-pub(super) fn lay_out(
-    facts: &Facts,
-    source: &mut Filler<'_>,
-    frame: &Frame<'_>,
-    draws: &mut Draws,
-) -> Result<LaidOut> {
+pub(super) fn lay_out(facts: &Facts, source: &mut Filler<'_>, frame: &Frame<'_>, draws: &mut Draws) -> Result<LaidOut> {
     let separator = source.separator();
     let measured = |text: &str| Piece {
         text: text.to_owned(),
@@ -60,9 +55,7 @@ pub(super) fn lay_out(
         tokens: (frame.count_tokens)(&format!("{separator}{text}")).max(1),
     };
     let group = |statements: &Vec<String>| statements.iter().map(|s| measured(s)).collect();
-    let asked: Vec<Vec<Piece>> = (facts.asked.iter().map(|a| &a.statements))
-        .map(group)
-        .collect();
+    let asked: Vec<Vec<Piece>> = (facts.asked.iter().map(|a| &a.statements)).map(group).collect();
     let mut others: Vec<Vec<Piece>> = facts.others.iter().map(group).collect();
 
     let fixed = 1 + (frame.count_tokens)(&format!("{CONTEXT_END}{}", frame.tail));
@@ -97,10 +90,7 @@ pub(super) fn lay_out(
             let mut freed = 0;
             while freed <= over {
                 let Some(dropped) = filler.pop() else {
-                    bail!(
-                        "{} tokens are too few for this task: {whole} are needed",
-                        frame.target_tokens
-                    );
+                    bail!("{} tokens are too few for this task: {whole} are needed", frame.target_tokens);
                 };
                 freed += dropped.tokens;
             }
@@ -110,11 +100,7 @@ pub(super) fn lay_out(
         room = frame.target_tokens - whole;
         let fits = next.as_ref().is_some_and(|piece| piece.tokens <= room);
         if !fits || refills == MOST_REFILLS {
-            return Ok(LaidOut {
-                context,
-                tokens: whole,
-                depths,
-            });
+            return Ok(LaidOut { context, tokens: whole, depths });
         }
         refills += 1;
     }
@@ -135,10 +121,8 @@ fn place<'p>(
     // Drawn together and sorted: whatever is inserted later lies deeper and moves nothing that was placed.
     let mut wishes = Vec::new();
     for (question, statements) in asked.iter().enumerate() {
-        let mut offsets: Vec<usize> = statements
-            .iter()
-            .map(|piece| draws.between(low, high.saturating_sub(piece.tokens)))
-            .collect();
+        let mut offsets: Vec<usize> =
+            statements.iter().map(|piece| draws.between(low, high.saturating_sub(piece.tokens))).collect();
         offsets.sort_unstable();
         for (step, (piece, offset)) in statements.iter().zip(offsets).enumerate() {
             wishes.push((offset, question, step, piece));
@@ -150,8 +134,7 @@ fn place<'p>(
     let mut depths = vec![0.0; asked.len()];
     let (mut at, mut start) = (0, 0);
     for (offset, question, step, piece) in wishes {
-        let (ahead, begin) =
-            nearest_boundary(&base[at..], start, offset, low..high, piece.tokens);
+        let (ahead, begin) = nearest_boundary(&base[at..], start, offset, low..high, piece.tokens);
         order.extend(base[at..at + ahead].iter().map(|piece| piece.text.as_str()));
         order.push(piece.text.as_str());
         if step == 0 {
@@ -165,16 +148,10 @@ fn place<'p>(
 }
 
 /// The facts nobody asks for, each in a random gap of the filler.
-fn scatter<'p>(
-    filler: &'p [Piece],
-    others: &'p [Vec<Piece>],
-    draws: &mut Draws,
-) -> Vec<&'p Piece> {
+fn scatter<'p>(filler: &'p [Piece], others: &'p [Vec<Piece>], draws: &mut Draws) -> Vec<&'p Piece> {
     let mut placed = Vec::new();
     for statements in others {
-        let mut gaps: Vec<usize> = (statements.iter())
-            .map(|_| draws.between(0, filler.len()))
-            .collect();
+        let mut gaps: Vec<usize> = (statements.iter()).map(|_| draws.between(0, filler.len())).collect();
         gaps.sort_unstable();
         placed.extend(gaps.into_iter().zip(statements));
     }
@@ -217,6 +194,7 @@ fn nearest_boundary(
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::tasks::rng::Purpose;
@@ -227,12 +205,10 @@ mod tests {
     fn never_over_and_near_for_any_counter() {
         // A counter that adds a token at every call, as SentencePiece does with its leading space, one that sees
         // longer texts cheaper, and one that sees them dearer.
-        let counters: [&dyn Fn(&str) -> usize; 4] = [
-            &|text| count(text),
-            &|text| count(text) + 1,
-            &|text| count(text) - text.len() / 200,
-            &|text| count(text) + text.len() / 200,
-        ];
+        let counters: [&dyn Fn(&str) -> usize; 4] =
+            [&|text| count(text), &|text| count(text) + 1, &|text| count(text) - text.len() / 200, &|text| {
+                count(text) + text.len() / 200
+            }];
         for task in Task::ALL {
             for (target, counter) in [300, 777, 3000].into_iter().zip(counters.iter().cycle()) {
                 for index in 0..5 {
@@ -248,11 +224,8 @@ mod tests {
 
     #[test]
     fn each_counter_meets_each_length() {
-        let counters: [&dyn Fn(&str) -> usize; 3] = [
-            &|text| count(text) + 1,
-            &|text| count(text) - text.len() / 200,
-            &|text| count(text) + text.len() / 200,
-        ];
+        let counters: [&dyn Fn(&str) -> usize; 3] =
+            [&|text| count(text) + 1, &|text| count(text) - text.len() / 200, &|text| count(text) + text.len() / 200];
         for counter in counters {
             let instance = generate(&request(Task::Chain, 6000, 1), counter).unwrap();
             assert!((5950..=6000).contains(&instance.prompt_tokens));
@@ -285,12 +258,7 @@ mod tests {
 
     #[test]
     fn boundaries_inside_the_range_come_first() {
-        let pieces: Vec<Piece> = (0..4)
-            .map(|_| Piece {
-                text: String::new(),
-                tokens: 10,
-            })
-            .collect();
+        let pieces: Vec<Piece> = (0..4).map(|_| Piece { text: String::new(), tokens: 10 }).collect();
         let rest: Vec<&Piece> = pieces.iter().collect();
         assert_eq!(nearest_boundary(&rest, 0, 12, 0..50, 5), (1, 10));
         assert_eq!(nearest_boundary(&rest, 0, 12, 11..50, 5), (2, 20));
@@ -302,10 +270,7 @@ mod tests {
 
     #[test]
     fn groups_keep_their_order_in_shared_gaps() {
-        let piece = |text: &str| Piece {
-            text: text.to_owned(),
-            tokens: 1,
-        };
+        let piece = |text: &str| Piece { text: text.to_owned(), tokens: 1 };
         let group = || ["a", "b", "c"].map(piece).into_iter().collect::<Vec<_>>();
         let (others, asked) = ([group(), group()], [group(), group()]);
         let filler = [piece("x")];

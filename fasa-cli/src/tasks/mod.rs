@@ -86,10 +86,7 @@ impl FromStr for Task {
     fn from_str(name: &str) -> Result<Self> {
         match Self::ALL.into_iter().find(|task| task.name() == name) {
             Some(task) => Ok(task),
-            None => bail!(
-                "there is no task {name:?}; choose from {}",
-                Self::ALL.map(Self::name).join(", ")
-            ),
+            None => bail!("there is no task {name:?}; choose from {}", Self::ALL.map(Self::name).join(", ")),
         }
     }
 }
@@ -114,14 +111,7 @@ pub struct Request<'a> {
 impl Request<'_> {
     /// Seed 0, index 0, generated prose, the asked fact anywhere.
     pub const fn new(task: Task, target_tokens: usize) -> Self {
-        Self {
-            task,
-            seed: 0,
-            index: 0,
-            target_tokens,
-            depth: Depth::ANYWHERE,
-            haystack: Haystack::Generated,
-        }
+        Self { task, seed: 0, index: 0, target_tokens, depth: Depth::ANYWHERE, haystack: Haystack::Generated }
     }
 }
 
@@ -163,12 +153,7 @@ pub fn generate(request: &Request<'_>, count_tokens: &dyn Fn(&str) -> usize) -> 
     let Some(asked) = episode.asked().first().cloned() else {
         bail!("the {} task has no question to ask", request.task);
     };
-    let laid_out = episode.lay_out(
-        &asked.question,
-        request.target_tokens,
-        request.depth,
-        count_tokens,
-    )?;
+    let laid_out = episode.lay_out(&asked.question, request.target_tokens, request.depth, count_tokens)?;
     Ok(Instance {
         context: laid_out.context,
         question: asked.question,
@@ -179,6 +164,7 @@ pub fn generate(request: &Request<'_>, count_tokens: &dyn Fn(&str) -> usize) -> 
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 pub(crate) mod test_support {
     use super::*;
 
@@ -196,203 +182,19 @@ pub(crate) mod test_support {
     }
 
     pub(crate) fn request(task: Task, target_tokens: usize, index: u64) -> Request<'static> {
-        Request {
-            index,
-            ..Request::new(task, target_tokens)
-        }
+        Request { index, ..Request::new(task, target_tokens) }
     }
 
     pub(crate) fn instances(task: Task, target_tokens: usize) -> Vec<Instance> {
-        (0..20)
-            .map(|index| generate(&request(task, target_tokens, index), &count).unwrap())
-            .collect()
+        (0..20).map(|index| generate(&request(task, target_tokens, index), &count).unwrap()).collect()
     }
 
     /// The question alone, without the frame around it.
     pub(crate) fn question_of(instance: &Instance) -> &str {
-        instance
-            .question
-            .strip_prefix("\nQuestion: ")
-            .and_then(|rest| rest.strip_suffix("\nAnswer:"))
-            .unwrap()
+        instance.question.strip_prefix("\nQuestion: ").and_then(|rest| rest.strip_suffix("\nAnswer:")).unwrap()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::test_support::{count, instances, request};
-    use super::*;
-
-    /// A change here makes every published figure incomparable with the next one.
-    #[test]
-    fn the_same_seed_gives_the_same_text_for_ever() {
-        for (task, length, start, end) in GOLDEN {
-            let text = generate(&request(task, 400, 3), &count).unwrap().text();
-            assert!(
-                text.starts_with(start) && text.ends_with(end) && text.len() == length,
-                "{task}: {} {text:?}",
-                text.len()
-            );
-        }
-    }
-
-    const GOLDEN: [(Task, usize, &str, &str); 4] = [
-        (Task::Needle, 0, "", ""),
-        (Task::Kv, 0, "", ""),
-        (Task::Chain, 0, "", ""),
-        (Task::Recall, 0, "", ""),
-    ];
-
-    #[test]
-    fn seeds_and_indices_give_other_texts() {
-        for task in Task::ALL {
-            let base = request(task, 400, 0);
-            let first = generate(&base, &count).unwrap();
-            assert_eq!(first, generate(&base, &count).unwrap());
-            let others = [Request { seed: 1, ..base }, Request { index: 1, ..base }];
-            for other in others {
-                assert_ne!(first, generate(&other, &count).unwrap());
-            }
-        }
-    }
-
-    #[test]
-    fn the_question_does_not_depend_on_the_length() {
-        for task in Task::ALL {
-            let [short, long] = [600, 4000].map(|target| instances(task, target));
-            for (short, long) in short.iter().zip(&long) {
-                assert_eq!(
-                    (&short.question, &short.answer),
-                    (&long.question, &long.answer)
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn parts_have_their_fixed_ends() {
-        for task in Task::ALL {
-            for instance in instances(task, 500) {
-                assert!(instance.context.ends_with('\n') && !instance.context.ends_with("\n\n"));
-                assert!(instance.question.starts_with("\nQuestion: "));
-                assert!(instance.question.ends_with("?\nAnswer:"));
-                assert!(instance.answer.starts_with(' ') && !instance.answer.ends_with('\n'));
-                let gap = if task == Task::Kv { ": " } else { " " };
-                assert!(!instance.context.contains("  ") && instance.context.contains(gap));
-                assert_eq!(instance.text(), instance.prompt() + &instance.answer + "\n");
-            }
-        }
-    }
-
-    /// The asked fact in the context, by the words that only it has.
-    fn place_of(instance: &Instance, task: Task) -> (usize, usize) {
-        let value = instance.answer.trim();
-        let question = test_support::question_of(instance);
-        let is_asked = |piece: &str| match task {
-            Task::Recall => {
-                let (name, object) = question
-                    .strip_prefix("Where does ")
-                    .and_then(|rest| rest.strip_suffix('?'))
-                    .and_then(|rest| rest.split_once(" keep the "))
-                    .unwrap();
-                piece.contains(&format!("{name} keeps the {object} in the "))
-            }
-            _ => piece.contains(value),
-        };
-        let separator = if task == Task::Kv { "\n" } else { ". " };
-        let mut start = 0;
-        for piece in instance.context.split_inclusive(separator) {
-            if is_asked(piece) {
-                return (start, start + piece.trim_end().len());
-            }
-            start += piece.len();
-        }
-        panic!("no fact in {instance:?}")
-    }
-
-    #[test]
-    fn the_asked_fact_stays_in_its_depth_range() {
-        for task in Task::ALL {
-            for (low, high) in [(0.0, 0.5), (0.4, 0.6), (0.9, 1.0), (0.0, 0.1)] {
-                for index in 0..25 {
-                    let mut wanted = request(task, 3000, index);
-                    wanted.depth = Depth::new(low, high).unwrap();
-                    let instance = generate(&wanted, &count).unwrap();
-                    assert!((low..=high).contains(&instance.depth));
-                    let (begin, end) = place_of(&instance, task);
-                    let total = count(&instance.context) as f64;
-                    let begin = count(&instance.context[..begin]) as f64 / total;
-                    let end = count(&instance.context[..end]) as f64 / total;
-                    assert!((begin - instance.depth).abs() < 0.002, "{task} {begin}");
-                    assert!(begin > low - 0.002 && end < high + 0.002, "{task} {begin}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn the_whole_chain_stays_in_its_depth_range() {
-        for index in 0..25 {
-            let mut wanted = request(Task::Chain, 3000, index);
-            wanted.depth = Depth::FIRST_HALF;
-            let instance = generate(&wanted, &count).unwrap();
-            let asked = instance.question.split(' ').nth(4).unwrap();
-            let at = instance.context.find(&format!("{asked} copies")).unwrap();
-            assert!(count(&instance.context[..at]) * 2 < count(&instance.context));
-        }
-    }
-
-    #[test]
-    fn depths_cover_the_context_evenly() {
-        for task in [Task::Needle, Task::Kv, Task::Recall] {
-            let mut tenths = [0; 10];
-            for index in 0..400 {
-                let instance = generate(&request(task, 1000, index), &count).unwrap();
-                tenths[(instance.depth * 10.0) as usize] += 1;
-            }
-            assert!(
-                tenths.iter().all(|n| (15..=70).contains(n)),
-                "{task}: {tenths:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_given_text_is_the_prose() {
-        let text = "It was late. The lamp had gone out! Nobody spoke.";
-        let wanted = Request {
-            haystack: Haystack::Text(text),
-            ..Request::new(Task::Needle, 600)
-        };
-        let instance = generate(&wanted, &count).unwrap();
-        let prose = sentences(&instance.context)
-            .into_iter()
-            .map(|sentence| sentence.join(" "))
-            .filter(|sentence| !sentence.starts_with("The secret code of"));
-        for sentence in prose {
-            assert!(text.contains(&sentence), "{sentence}");
-        }
-    }
-
-    #[test]
-    fn short_contexts_keep_the_asked_fact() {
-        for task in Task::ALL {
-            for index in 0..20 {
-                let instance = generate(&request(task, 130, index), &count).unwrap();
-                place_of(&instance, task);
-            }
-        }
-    }
-
-    #[test]
-    fn names_are_read_and_written() {
-        for task in Task::ALL {
-            assert_eq!(task.to_string().parse::<Task>().unwrap(), task);
-            assert_eq!(
-                serde_json::to_string(&task).unwrap(),
-                format!("\"{}\"", task.name())
-            );
-        }
-        assert!("Needle".parse::<Task>().is_err());
-    }
-}
+#[allow(clippy::unwrap_used)]
+mod tests;

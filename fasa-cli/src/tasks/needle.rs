@@ -12,16 +12,11 @@ pub(super) fn facts(draws: &mut Draws, words: &Words<'_>, questions: usize) -> F
     let (mut names, mut codes) = (Distinct::new(), Distinct::new());
     let mut facts = Facts::default();
     for needle in 0..count {
-        let name =
-            names.draw(|| [draws.pick(&words.adjectives), draws.pick(&words.nouns)].join("-"));
+        let name = names.draw(|| [draws.pick(&words.adjectives), draws.pick(&words.nouns)].join("-"));
         let code = codes.draw(|| draws.digits(5));
         let fact = format!("The secret code of {name} is {code}.");
         if needle < questions {
-            facts.asked.push(Asked::new(
-                vec![fact],
-                &format!("What is the secret code of {name}?"),
-                &code,
-            ));
+            facts.asked.push(Asked::new(vec![fact], &format!("What is the secret code of {name}?"), &code));
         } else {
             facts.others.push(vec![fact]);
         }
@@ -30,6 +25,7 @@ pub(super) fn facts(draws: &mut Draws, words: &Words<'_>, questions: usize) -> F
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::collections::HashSet;
 
@@ -46,14 +42,9 @@ mod tests {
     }
 
     fn solve(instance: &Instance) -> String {
-        let asked = question_of(instance)
-            .strip_prefix("What is the secret code of ")
-            .unwrap();
+        let asked = question_of(instance).strip_prefix("What is the secret code of ").unwrap();
         let all = needles(&instance.context);
-        let found: Vec<_> = all
-            .iter()
-            .filter(|(name, _)| Some(*name) == asked.strip_suffix('?'))
-            .collect();
+        let found: Vec<_> = all.iter().filter(|(name, _)| Some(*name) == asked.strip_suffix('?')).collect();
         assert_eq!(found.len(), 1);
         format!(" {}", found[0].1)
     }
@@ -70,14 +61,8 @@ mod tests {
         for instance in instances(Task::Needle, 1000) {
             let all = needles(&instance.context);
             assert!((4..=8).contains(&all.len()));
-            assert_eq!(
-                all.iter().map(|n| n.0).collect::<HashSet<_>>().len(),
-                all.len()
-            );
-            assert_eq!(
-                all.iter().map(|n| n.1).collect::<HashSet<_>>().len(),
-                all.len()
-            );
+            assert_eq!(all.iter().map(|n| n.0).collect::<HashSet<_>>().len(), all.len());
+            assert_eq!(all.iter().map(|n| n.1).collect::<HashSet<_>>().len(), all.len());
         }
     }
 }

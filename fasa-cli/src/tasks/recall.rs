@@ -12,8 +12,7 @@ pub(super) fn facts(draws: &mut Draws, words: &Words<'_>, questions: usize) -> F
     let mut pairs = Distinct::new();
     let mut facts = Facts::default();
     for keeper in 0..count {
-        let (name, object) =
-            pairs.draw(|| (draws.pick(&words.people), draws.pick(&words.objects)));
+        let (name, object) = pairs.draw(|| (draws.pick(&words.people), draws.pick(&words.objects)));
         let place = draws.pick(&words.places);
         let fact = format!("{name} keeps the {object} in the {place}.");
         if keeper < questions {
@@ -30,6 +29,7 @@ pub(super) fn facts(draws: &mut Draws, words: &Words<'_>, questions: usize) -> F
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::collections::HashMap;
 

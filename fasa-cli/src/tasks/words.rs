@@ -19,20 +19,10 @@ pub(super) struct Words<'a> {
 
 impl Words<'static> {
     pub(super) fn built_in() -> Result<Self> {
-        let words: Self = serde_json::from_str(include_str!("words.json"))
-            .context("the built-in word lists are not valid JSON")?;
-        let lists = [
-            &words.adjectives,
-            &words.nouns,
-            &words.people,
-            &words.objects,
-            &words.places,
-            &words.filler,
-        ];
-        ensure!(
-            lists.iter().all(|list| !list.is_empty()),
-            "one of the built-in word lists is empty"
-        );
+        let words: Self =
+            serde_json::from_str(include_str!("words.json")).context("the built-in word lists are not valid JSON")?;
+        let lists = [&words.adjectives, &words.nouns, &words.people, &words.objects, &words.places, &words.filler];
+        ensure!(lists.iter().all(|list| !list.is_empty()), "one of the built-in word lists is empty");
         Ok(words)
     }
 }
@@ -45,11 +35,7 @@ impl Words<'_> {
         // All four are drawn whatever the template uses, so that every sentence takes the same number of draws.
         let [a, a2] = [0; 2].map(|_| draws.pick(&self.adjectives));
         let [n, n2] = [0; 2].map(|_| draws.pick(&self.nouns));
-        let mut sentence = template
-            .replace("{a}", a)
-            .replace("{n}", n)
-            .replace("{a2}", a2)
-            .replace("{n2}", n2);
+        let mut sentence = template.replace("{a}", a).replace("{n}", n).replace("{a2}", a2).replace("{n2}", n2);
         if let Some(first) = sentence.get_mut(..1) {
             first.make_ascii_uppercase();
         }
@@ -59,6 +45,7 @@ impl Words<'_> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::collections::HashSet;
 
@@ -68,14 +55,7 @@ mod tests {
     #[test]
     fn lists_hold_each_word_once() {
         let words = Words::built_in().unwrap();
-        for list in [
-            &words.adjectives,
-            &words.nouns,
-            &words.people,
-            &words.objects,
-            &words.places,
-            &words.filler,
-        ] {
+        for list in [&words.adjectives, &words.nouns, &words.people, &words.objects, &words.places, &words.filler] {
             let distinct: HashSet<_> = list.iter().collect();
             assert_eq!(distinct.len(), list.len());
         }
@@ -87,10 +67,7 @@ mod tests {
         let mut draws = Draws::new(Purpose::Evaluation, Task::Needle, 0, 0);
         for _ in 0..500 {
             let sentence = words.sentence(&mut draws);
-            assert!(
-                sentence.starts_with(|c: char| c.is_ascii_uppercase()),
-                "{sentence}"
-            );
+            assert!(sentence.starts_with(|c: char| c.is_ascii_uppercase()), "{sentence}");
             assert!(sentence.ends_with('.') && sentence.matches('.').count() == 1);
             assert!(!sentence.contains(['{', '}']) && !sentence.contains("  "));
         }

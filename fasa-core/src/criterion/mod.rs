@@ -150,7 +150,7 @@ pub fn rank(scores: &[f64], ranking: &mut [u16]) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Capacity`] if the ranking or `out` is shorter than `count`.
-pub fn dominant<'o>(ranking: impl Iterator<Item = u16>, count: usize, out: &'o mut [u16]) -> Result<&'o [u16]> {
+pub fn dominant(ranking: impl Iterator<Item = u16>, count: usize, out: &mut [u16]) -> Result<&[u16]> {
     expect_capacity("out", out.len(), count)?;
     let mut filled = 0;
     for (slot, chunk) in out[..count].iter_mut().zip(ranking) {

@@ -49,7 +49,7 @@ impl<'a> ProfileView<'a> {
         if model.layers == 0 || model.kv_heads == 0 || model.query_heads == 0 {
             return field("model", "layers and heads are at least 1");
         }
-        if model.query_heads % model.kv_heads != 0 {
+        if !model.query_heads.is_multiple_of(model.kv_heads) {
             return field("model.query_heads", "it is a multiple of kv_heads");
         }
         if !(model.rope_theta.is_finite() && model.rope_theta > 0.0) {

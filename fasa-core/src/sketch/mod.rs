@@ -93,7 +93,7 @@ impl<'a> HeadPlan<'a> {
     /// [`Error::Length`] unless the three have one even length, [`Error::Range`] for a scale that is not finite and
     /// positive or a centre that is not finite.
     pub fn new(precision: Precision, channels: &'a [u16], scale: &'a [f32], centre: &'a [f32]) -> Result<Self> {
-        if channels.is_empty() || channels.len() % 2 != 0 {
+        if channels.is_empty() || !channels.len().is_multiple_of(2) {
             return Err(Error::Range { what: "channels", problem: "a sketch has two channels for each of its chunks" });
         }
         expect_length("scale", scale.len(), channels.len())?;

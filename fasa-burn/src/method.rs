@@ -1,0 +1,136 @@
+//! How a decode step attends.
+
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use fasa_core::policy::{CachePolicy, OwnedPlan};
+use fasa_core::profile::ProfileView;
+use fasa_core::{Budget, FasaConfig};
+use std::sync::{Arc, Mutex};
+
+/// A policy that decode operations can share.
+pub type SharedPolicy = Arc<Mutex<dyn CachePolicy + Send>>;
+
+/// How decode steps attend. Prefill is always dense.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum Method {
+    /// To every token.
+    Dense,
+    /// FASA with a budget.
+    Fasa {
+        /// The dominant chunks.
+        plan: Arc<OwnedPlan>,
+        /// Tokens kept per step.
+        budget: Budget,
+    },
+    /// Any policy of `fasa-core`, with a budget. Runs on the host, head after head: for comparing methods, not for speed.
+    Policy {
+        /// The policy.
+        policy: SharedPolicy,
+        /// Tokens kept per step.
+        budget: Budget,
+        /// The first layers, this many, attend to everything.
+        dense_layers: u32,
+    },
+}
+
+impl std::fmt::Debug for Method {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Method::Dense => f.write_str("Dense"),
+            Method::Fasa { budget, plan } => write!(f, "Fasa({budget:?}, {:?})", plan.view().config()),
+            Method::Policy { budget, .. } => write!(f, "Policy({budget:?})"),
+        }
+    }
+}
+
+impl Method {
+    /// FASA by a profile.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a budget of 0 or a chunk count that the model does not have, or if the profile was
+    /// calibrated for another scope or criterion than `config` asks for.
+    pub fn fasa(profile: &ProfileView<'_>, config: FasaConfig, budget: Budget) -> Result<Self> {
+        check(budget)?;
+        if profile.scope() != config.chunk_scope || profile.criterion() != config.criterion {
+            return Err(Error::request(
+                "profile",
+                format!(
+                    "ranks chunks by {} per {}, the settings ask for {} per {}",
+                    profile.criterion().name(),
+                    profile.scope().name(),
+                    config.criterion.name(),
+                    config.chunk_scope.name()
+                ),
+                "calibrate with the same preset, or change the settings",
+            ));
+        }
+        let plan = OwnedPlan::new(profile, config).map_err(|e| {
+            Error::request("chunks", format!("does not fit the model: {e}"), "use at most half the head dimension")
+        })?;
+        Ok(Self::Fasa { plan: Arc::new(plan), budget })
+    }
+
+    /// Any policy.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a budget of 0.
+    pub fn policy(policy: impl CachePolicy + Send + 'static, budget: Budget, dense_layers: u32) -> Result<Self> {
+        check(budget)?;
+        Ok(Self::Policy { policy: Arc::new(Mutex::new(policy)), budget, dense_layers })
+    }
+
+    /// Tokens that a step with `seen` tokens in the cache attends to.
+    pub fn kept(&self, seen: usize) -> usize {
+        match self {
+            Method::Dense => seen,
+            Method::Fasa { budget, .. } | Method::Policy { budget, .. } => budget.tokens(seen),
+        }
+    }
+
+    /// Layers that attend to everything even so.
+    pub fn dense_layers(&self, layers: usize) -> usize {
+        match self {
+            Method::Dense => layers,
+            Method::Fasa { plan, .. } => (plan.view().config().dense_layers as usize).min(layers),
+            Method::Policy { dense_layers, .. } => (*dense_layers as usize).min(layers),
+        }
+    }
+
+    /// Bytes of keys, values and sketch that one decode step reads with `seen` tokens in the cache, all layers, counting
+    /// each read row once per set of tokens it is in. Numbers of the cache take `number_bytes` bytes.
+    pub fn bytes_per_step(&self, config: &ModelConfig, seen: usize, number_bytes: usize) -> u64 {
+        let row = (2 * config.head_dim * number_bytes) as u64;
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        let dense_layer = (kv_heads * seen) as u64 * row;
+        let kept = self.kept(seen);
+        let layers = config.num_hidden_layers;
+        let dense = if kept >= seen { layers } else { self.dense_layers(layers) };
+        let sparse_layer = match self {
+            Method::Dense => 0,
+            Method::Fasa { plan, .. } => {
+                let plan = plan.view();
+                let precision = plan.config().precision;
+                let sketch = plan.rows() * seen * (precision.row_bytes(plan.chunks()) + precision.scale_bytes());
+                let sets = plan.config().token_scope.rows(heads, kv_heads);
+                sketch as u64 + (sets * kept) as u64 * row
+            }
+            // What a policy reads to decide is its own affair; this counts the rows it then attends to.
+            Method::Policy { policy, .. } => {
+                let scope = policy.lock().map(|p| p.scope()).unwrap_or(fasa_core::Scope::KvHead);
+                (scope.rows(heads, kv_heads) * kept) as u64 * row
+            }
+        };
+        dense as u64 * dense_layer + (layers - dense) as u64 * sparse_layer
+    }
+}
+
+fn check(budget: Budget) -> Result<()> {
+    budget.validate().map_err(|_| {
+        Error::request(
+            "budget",
+            "keeps no token, or more than there are",
+            "use at least 1 token, or a ratio from 0 to 1",
+        )
+    })
+}

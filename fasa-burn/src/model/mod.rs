@@ -1,0 +1,196 @@
+//! The decoder.
+
+mod layer;
+mod load;
+
+pub use load::LoadProgress;
+
+use crate::cache::KvCache;
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::method::Method;
+use crate::ops::Recorder;
+use crate::rope::Rope;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use fasa_core::Pairing;
+use fasa_core::profile::{Model, ProfileError, ProfileView};
+use layer::{Layer, Linear, RmsNorm};
+use std::path::Path;
+
+/// Tokens of a prompt that are computed together. Attention scores of a chunk live in tiles, so memory does not grow with
+/// the prompt; larger chunks only make better use of matrix products.
+pub const PREFILL_CHUNK: usize = 512;
+
+/// A causal language model.
+#[derive(Debug)]
+pub struct Decoder {
+    config: ModelConfig,
+    device: Device,
+    embed_tokens: Tensor<2>,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    lm_head: Linear,
+    rope: Rope,
+    weights_hash: u64,
+}
+
+/// Which logits a forward pass returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Logits {
+    /// None: the tokens only enter the cache.
+    None,
+    /// Those of the last token, `[1, vocab]`.
+    Last,
+    /// Those of every token, `[tokens, vocab]`.
+    All,
+}
+
+/// Looks at a forward pass from inside: what calibration and tests read.
+pub trait Observer {
+    /// Called for each layer with the rotated queries of the new tokens, `[query_heads, new, head_dim]`, the first of which
+    /// is at `position`. The layer's keys are in the cache by then.
+    fn queries(&mut self, layer: usize, position: usize, queries: &Tensor<3>);
+}
+
+/// Options of [`Decoder::forward`] that most calls leave alone.
+#[derive(Default)]
+pub struct Watch<'a> {
+    /// Sees every layer's queries.
+    pub observer: Option<&'a mut dyn Observer>,
+    /// Collects the tokens that sparse steps attended to.
+    pub recorder: Option<Recorder>,
+}
+
+impl Decoder {
+    /// The model's numbers.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The device it lives on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// An empty cache for this model.
+    pub fn new_cache(&self, capacity: usize) -> KvCache {
+        KvCache::new(&self.config, capacity, &self.device)
+    }
+
+    /// What names this model in a profile.
+    pub fn fingerprint(&self) -> Model<'static> {
+        Model {
+            architecture: "llama",
+            layers: self.config.num_hidden_layers as u32,
+            query_heads: self.config.num_attention_heads as u32,
+            kv_heads: self.config.num_key_value_heads as u32,
+            head_dim: self.config.head_dim as u32,
+            rotary_dim: self.config.head_dim as u32,
+            rope_theta: self.config.rope_theta,
+            pairing: Pairing::HalfSplit,
+            weights: self.weights_hash,
+        }
+    }
+
+    /// Parses a profile and checks that it belongs to this model. `name` is what errors call it.
+    ///
+    /// # Errors
+    /// [`Error::Profile`] if it is damaged or belongs to another model.
+    pub fn profile<'p>(&self, bytes: &'p [u8], name: &Path) -> Result<ProfileView<'p>> {
+        let wrap = |source: ProfileError| Error::Profile { path: name.to_owned(), source };
+        let view = ProfileView::parse(bytes).map_err(wrap)?;
+        view.model().matches(&self.fingerprint()).map_err(wrap)?;
+        Ok(view)
+    }
+
+    /// Runs `tokens` behind those in the cache. One token is a decode step and attends by `method`; several are a prefill
+    /// and attend densely.
+    ///
+    /// # Errors
+    /// [`Error::Prompt`] for a token outside the vocabulary or beyond the model's positions, [`Error::Core`] if the method
+    /// does not fit the model.
+    pub fn forward(
+        &self,
+        tokens: &[u32],
+        cache: &mut KvCache,
+        method: &Method,
+        logits: Logits,
+    ) -> Result<Option<Tensor<2>>> {
+        self.forward_watched(tokens, cache, method, logits, &mut Watch::default())
+    }
+
+    /// [`forward`](Self::forward), observed.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_watched(
+        &self,
+        tokens: &[u32],
+        cache: &mut KvCache,
+        method: &Method,
+        logits: Logits,
+        watch: &mut Watch<'_>,
+    ) -> Result<Option<Tensor<2>>> {
+        self.check(tokens, cache.len())?;
+        cache.reserve(tokens.len());
+        let mut rows = Vec::new();
+        let chunks = tokens.chunks(PREFILL_CHUNK);
+        let last = chunks.len();
+        for (i, chunk) in chunks.enumerate() {
+            let hidden = self.forward_chunk(chunk, cache, method, watch)?;
+            let wanted = match logits {
+                Logits::None => continue,
+                Logits::Last if i + 1 < last => continue,
+                Logits::Last => hidden.narrow(0, chunk.len() - 1, 1),
+                Logits::All => hidden,
+            };
+            rows.push(self.lm_head.forward(self.norm.forward(wanted)));
+        }
+        Ok((!rows.is_empty()).then(|| Tensor::cat(rows, 0)))
+    }
+
+    fn forward_chunk(
+        &self,
+        tokens: &[u32],
+        cache: &mut KvCache,
+        method: &Method,
+        watch: &mut Watch<'_>,
+    ) -> Result<Tensor<2>> {
+        let position = cache.len();
+        let ids: Vec<i32> = tokens.iter().map(|t| *t as i32).collect();
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [tokens.len()]), &self.device);
+        let mut x = self.embed_tokens.clone().select(0, ids);
+        let angles = self.rope.angles(position, tokens.len(), &self.device);
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(x, index, &angles, cache, method, watch)?;
+        }
+        cache.advance(tokens.len());
+        Ok(x)
+    }
+
+    /// Whether `tokens` may follow `held` others.
+    fn check(&self, tokens: &[u32], held: usize) -> Result<()> {
+        if let Some(token) = tokens.iter().find(|t| **t as usize >= self.config.vocab_size) {
+            return Err(Error::Prompt {
+                problem: format!("has token {token}, the model knows {}", self.config.vocab_size),
+                mend: "use the tokenizer that came with the model".into(),
+            });
+        }
+        let (wanted, positions) = (held + tokens.len(), self.config.max_position_embeddings);
+        if wanted > positions {
+            return Err(Error::Prompt {
+                problem: format!("and what follows it need {wanted} positions, the model has {positions}"),
+                mend: "shorten the prompt, ask for fewer new tokens, or use a model with more positions".into(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The numbers of a tensor on the host.
+///
+/// # Errors
+/// [`Error::Device`] if the device fails to deliver them.
+pub fn to_host<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
+    tensor.try_into_vec_as::<f32>().map_err(|e| Error::Device { reason: e.to_string() })
+}
