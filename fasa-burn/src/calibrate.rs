@@ -1,7 +1,7 @@
-//! Calibration: which chunks of each head are dominant, from texts whose continuation is known.
+//! Calibration: which chunks of each head are dominant, from texts that are read, not written.
 //!
-//! A sample is read in one dense pass. Every token of its continuation is a decode step: its query against the keys of
-//! all tokens up to it. Nothing is sampled, so the same texts give the same profile.
+//! A sample is read in one dense pass. Each judged token is a decode step: its query against the keys of all tokens up to
+//! it. Nothing is sampled, so the same texts give the same profile.
 
 use crate::error::{Error, Result};
 use crate::generate::Cancel;
@@ -16,10 +16,18 @@ use rayon::prelude::*;
 /// One calibration text, as token ids.
 #[derive(Debug, Clone)]
 pub struct Sample {
-    /// What is only read.
-    pub prompt: Vec<u32>,
-    /// What follows; each of its tokens is a step that is judged.
-    pub continuation: Vec<u32>,
+    /// The text, the start token first.
+    pub tokens: Vec<u32>,
+    /// Positions of the steps that are judged, ascending: each asks what its token's heads attend to among the tokens up
+    /// to and including itself.
+    pub judged: Vec<usize>,
+}
+
+impl Sample {
+    /// Whether there is a step to judge, and each is at a token.
+    fn is_sound(&self) -> bool {
+        self.judged.is_sorted() && self.judged.last().is_some_and(|last| *last < self.tokens.len())
+    }
 }
 
 /// What to calibrate.
@@ -70,7 +78,7 @@ impl Decoder {
     /// `cancel`.
     ///
     /// # Errors
-    /// [`Error::Request`] without a sample or for one without prompt or continuation, [`Error::Prompt`] for one longer
+    /// [`Error::Request`] without a sample or for one without a step to judge, [`Error::Prompt`] for one longer
     /// than the model's positions, [`Error::Cancelled`] if stopped.
     pub fn calibrate(
         &self,
@@ -86,8 +94,8 @@ impl Decoder {
         let mut tally = Tally::new(calibration.criterion, layers * heads, chunks.len());
         let channels = layers * config.num_key_value_heads * config.head_dim;
         let mut statistics = KeyStatistics { sums: vec![0.0; channels], squares: vec![0.0; channels], rows: 0 };
-        if samples.is_empty() || samples.iter().any(|s| s.prompt.is_empty() || s.continuation.is_empty()) {
-            return Err(Error::request("text", "has no continuation to judge", "give a longer calibration text"));
+        if samples.is_empty() || !samples.iter().all(Sample::is_sound) {
+            return Err(Error::request("text", "has no steps to judge", "give a longer calibration text"));
         }
         for (i, sample) in samples.iter().enumerate() {
             progress(i, samples.len());
@@ -125,11 +133,10 @@ impl Decoder {
 
     /// Reads a sample and brings the judged queries and all keys of every layer to the host.
     fn trace(&self, sample: &Sample, cancel: &Cancel) -> Result<Vec<LayerTrace>> {
-        let tokens: Vec<u32> = sample.prompt.iter().chain(&sample.continuation).copied().collect();
         let layers = self.config().num_hidden_layers;
-        let mut queries = Queries { from: sample.prompt.len(), layers: vec![Vec::new(); layers] };
-        let mut cache = self.new_cache(tokens.len());
-        for chunk in tokens.chunks(PREFILL_CHUNK) {
+        let mut queries = Queries { from: sample.judged[0], layers: vec![Vec::new(); layers] };
+        let mut cache = self.new_cache(sample.tokens.len());
+        for chunk in sample.tokens.chunks(PREFILL_CHUNK) {
             if cancel.is_cancelled() {
                 return Err(Error::Cancelled);
             }
@@ -158,15 +165,15 @@ impl Decoder {
     ) -> Result<Tally> {
         let config = self.config();
         let (heads, dim) = (config.num_attention_heads, config.head_dim);
-        let steps = sample.continuation.len();
-        let tokens = sample.prompt.len() + steps;
+        let (from, tokens) = (sample.judged[0], sample.tokens.len());
+        let kept_queries = tokens - from;
         let mut tally = Tally::new(calibration.criterion, config.num_hidden_layers * heads, chunks.len());
         for head in 0..heads {
             let kv_head = head / config.num_key_value_groups();
             let keys = Rows::contiguous(&trace.keys[kv_head * tokens * dim..(kv_head + 1) * tokens * dim], dim)?;
-            for step in 0..steps {
-                let query = &trace.queries[(head * steps + step) * dim..][..dim];
-                let seen = keys.first(sample.prompt.len() + step + 1);
+            for &position in &sample.judged {
+                let query = &trace.queries[(head * kept_queries + position - from) * dim..][..dim];
+                let seen = keys.first(position + 1);
                 let observation = Observation { query, keys: seen, chunks };
                 match calibration.criterion {
                     CriterionKind::Margin => tally.observe(&Margin, layer * heads + head, &observation)?,

@@ -12,8 +12,6 @@
 //! The questions are worded as the evaluation tasks are, but drawn from keys of their own: no evaluation seed gives a
 //! text that was calibrated on.
 
-use std::fmt::Write as _;
-
 use anyhow::{Context, Result};
 use serde::Serialize;
 
@@ -26,6 +24,37 @@ pub struct CalibrationSample {
     pub prompt: String,
     /// Decoded token by token after the prompt; the steps over it are where chunks are judged.
     pub continuation: String,
+}
+
+/// What a piece of a continuation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A question up to and including `Answer:`.
+    Question,
+    /// What is fetched from far back.
+    Answer,
+    /// Everything else.
+    Prose,
+}
+
+impl CalibrationSample {
+    /// The continuation in pieces, in order; together they are the whole of it.
+    pub fn pieces(&self) -> Vec<(Part, &str)> {
+        const ASKED: &str = "Question:";
+        const GIVEN: &str = "Answer:";
+        let mut pieces = Vec::new();
+        for line in self.continuation.split_inclusive('\n') {
+            if line.starts_with(ASKED) {
+                pieces.push((Part::Question, line));
+            } else if let Some(rest) = line.strip_prefix(GIVEN) {
+                let (answer, end) = rest.split_at(rest.trim_end_matches('\n').len());
+                pieces.extend([(Part::Question, GIVEN), (Part::Answer, answer), (Part::Prose, end)]);
+            } else {
+                pieces.push((Part::Prose, line));
+            }
+        }
+        pieces
+    }
 }
 
 /// Questions in one continuation, where the sample is long enough.
@@ -90,12 +119,9 @@ fn continuation(episode: &Episode<'_>, passage: &str) -> String {
     let mut text = String::new();
     for (at, asked) in episode.asked().iter().enumerate() {
         if at == episode.asked().len() / 2 {
-            text.push('\n');
-            text.push_str(passage);
-            text.push('\n');
+            text.extend(["\n", passage, "\n"]);
         }
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{}{}{ANSWER_END}", asked.question, asked.answer);
+        text.extend([&*asked.question, &asked.answer, ANSWER_END]);
     }
     text
 }
@@ -219,6 +245,17 @@ mod tests {
                     assert!(share < 0.75, "{share}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn pieces_are_the_whole_continuation() {
+        for sample in made(2000) {
+            let pieces = sample.pieces();
+            assert_eq!(pieces.iter().map(|(_, text)| *text).collect::<String>(), sample.continuation);
+            let answers: Vec<&str> = pieces.iter().filter(|(part, _)| *part == Part::Answer).map(|(_, t)| *t).collect();
+            assert_eq!(answers.len(), MOST_QUESTIONS);
+            assert!(answers.iter().all(|a| a.starts_with(' ') && !a.contains('\n')), "{answers:?}");
         }
     }
 

@@ -1,4 +1,14 @@
 //! The commands of the `fasa` binary.
+//!
+//! One file per command under [`commands`]; what they share lies beside it.
 
+pub mod builtin;
 pub mod calibration_text;
+pub mod commands;
+pub mod interrupt;
+pub mod methods;
+pub mod model;
+pub mod report;
+pub mod settings;
 pub mod tasks;
+pub mod terminal;

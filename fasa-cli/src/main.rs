@@ -1,1 +1,24 @@
-fn main() {}
+//! `fasa`: long contexts at a fraction of the reads.
+
+use clap::Parser;
+use fasa_cli::commands::Cli;
+use fasa_cli::interrupt;
+use fasa_cli::terminal;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse(); // bad usage ends here, with status 2
+    let cancel = match interrupt::install() {
+        Ok(cancel) => cancel,
+        Err(error) => return terminal::fail(&error),
+    };
+    match cli.run(&cancel) {
+        Ok(()) if cancel.is_cancelled() => ExitCode::from(interrupt::STATUS),
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) if cancel.is_cancelled() => {
+            terminal::note("stopped");
+            ExitCode::from(interrupt::STATUS)
+        }
+        Err(error) => terminal::fail(&error),
+    }
+}

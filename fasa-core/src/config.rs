@@ -6,8 +6,9 @@ use crate::error::{Error, Result};
 use crate::sketch::Precision;
 
 /// Whether something is decided once per KV head, for all the query heads that share it, or for each query head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Scope {
     /// One decision per KV head: under grouped-query attention only this saves key bytes.
     KvHead,
@@ -34,8 +35,9 @@ impl Scope {
 }
 
 /// How many dominant chunks are used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum ChunkCount {
     /// Exactly this many.
     Count(u16),
@@ -65,7 +67,8 @@ impl ChunkCount {
 }
 
 /// One way to run FASA. Build it from a preset and change fields.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct FasaConfig {
     /// Number format of the sketch.
     pub precision: Precision,

@@ -7,7 +7,8 @@
 use crate::error::{Error, Result, expect_length};
 
 /// How dimensions are grouped into chunks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Pairing {
     /// Dimensions i and i + r/2 of the r rotary ones: Hugging Face's `rotate_half`.

@@ -133,7 +133,8 @@ impl<'s, S: Score> TopN<'s, S> {
         }
         let (_, worst_kept, _) = self.buffer[..self.filled].select_nth_unstable_by(self.n - 1, |a, b| b.cmp(a));
         self.bar = S::score(*worst_kept);
-        self.raised = true;
+        // A bar at the bottom keeps nothing out: a NaN, which ranks there too, would fail the comparison with it.
+        self.raised = self.bar > S::score(S::WORST);
         self.filled = self.n;
     }
 
@@ -199,6 +200,36 @@ pub fn top_n<S: Score>(scores: &[S], n: usize, scratch: &mut [S::Entry], out: &m
     best.finish(out)
 }
 
+/// [`top_n`] of a constant `N`, with everything on the stack: a heap of N entries. Time O(len + changes log N), for small N.
+///
+/// # Errors
+/// [`Error::Range`] if a position exceeds `u32`.
+///
+/// # Examples
+/// ```
+/// use fasa_core::select::top_n_fixed;
+/// assert_eq!(top_n_fixed::<f32, 2>(&[0.5, 2.0, 0.1, 2.0, 2.0])?, [1, 3]);
+/// # Ok::<(), fasa_core::Error>(())
+/// ```
+pub fn top_n_fixed<S: Score, const N: usize>(scores: &[S]) -> Result<heapless::Vec<u32, N>> {
+    if scores.len() > u32::MAX as usize {
+        return Err(Error::Range { what: "position", problem: "positions are 32-bit" });
+    }
+    let mut best = heapless::binary_heap::BinaryHeap::<S::Entry, heapless::binary_heap::Min, N>::new();
+    for (score, position) in scores.iter().zip(0..) {
+        let entry = score.entry(position);
+        if best.push(entry).is_err() {
+            // Full: the worst of the best makes room, if it is worse.
+            if let Some(mut worst) = best.peek_mut().filter(|worst| **worst < entry) {
+                *worst = entry;
+            }
+        }
+    }
+    let mut positions: heapless::Vec<u32, N> = best.iter().map(|entry| S::position(*entry)).collect();
+    positions.sort_unstable();
+    Ok(positions)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,10 +259,20 @@ mod tests {
             1 => Just(f32::INFINITY), 1 => Just(f32::NEG_INFINITY), 1 => Just(-0.0)]
     }
 
+    /// Hardly any number among them.
+    fn broken_score() -> impl Strategy<Value = f32> {
+        prop_oneof![30 => Just(f32::NAN), 10 => Just(f32::NEG_INFINITY), 1 => -1.0f32..1.0]
+    }
+
     proptest! {
         #[test]
         fn equals_sorting(scores in prop::collection::vec(score(), 0..700), n in 0usize..300, extra in 0usize..100) {
             prop_assert_eq!(fast(&scores, n, extra), naive(&scores, n));
+        }
+
+        #[test]
+        fn broken_scores_fill_up_the_set(scores in prop::collection::vec(broken_score(), 0..700), n in 0usize..100) {
+            prop_assert_eq!(fast(&scores, n, 0), naive(&scores, n));
         }
 
         #[test]
@@ -244,6 +285,12 @@ mod tests {
             let mut out = vec![0; n];
             let kept = best.finish(&mut out).expect("fits");
             prop_assert_eq!(&out[..kept], &naive(&scores, n)[..]);
+        }
+
+        #[test]
+        fn fixed_capacity_equals_sorting(scores in prop::collection::vec(score(), 0..200)) {
+            prop_assert_eq!(&top_n_fixed::<f32, 9>(&scores).expect("fits")[..], &naive(&scores, 9)[..]);
+            prop_assert_eq!(top_n_fixed::<f32, 0>(&scores).expect("fits").len(), 0);
         }
 
         #[test]

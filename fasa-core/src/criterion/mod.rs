@@ -1,14 +1,18 @@
 //! How dominant a chunk is for a head, judged over calibration decode steps.
 //!
 //! A [`Criterion`] adds one number per chunk for every observed step; means over steps rank the chunks
-//! ([`rank`]), the first F of the ranking are the dominant set ([`dominant`]).
+//! ([`rank`]), the first F of the ranking are the dominant set ([`dominant`]). Sums over samples add up in a `Tally`
+//! (feature `alloc`). [`RankChunks`] is the wider trait: whatever ranks chunks by a set of observations, which
+//! besides every `Criterion` is [`Greedy`], whose choice depends on the chunks it chose before.
 
 mod agreement;
+mod greedy;
 mod margin;
 #[cfg(feature = "alloc")]
 mod tally;
 
 pub use agreement::Agreement;
+pub use greedy::Greedy;
 pub use margin::Margin;
 #[cfg(feature = "alloc")]
 pub use tally::Tally;
@@ -18,14 +22,17 @@ use crate::rope::Chunks;
 use crate::rows::Rows;
 
 /// Which criterion a profile was calibrated with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum CriterionKind {
     /// Contextual agreement ([`Agreement`]), the paper's.
     Agreement,
     /// Attention margin ([`Margin`]).
     Margin,
+    /// Greedy compound agreement ([`Greedy`]).
+    Greedy,
 }
 
 impl CriterionKind {
@@ -34,6 +41,7 @@ impl CriterionKind {
         match self {
             CriterionKind::Agreement => "agreement",
             CriterionKind::Margin => "margin",
+            CriterionKind::Greedy => "greedy",
         }
     }
 }
@@ -91,6 +99,78 @@ pub trait Criterion {
     fn observe(&self, step: &Observation<'_>, workspace: &mut Workspace<'_>, sums: &mut [f64]) -> Result<()>;
 }
 
+/// Ranks the chunks of one head by observations of it.
+///
+/// For a head that several query heads share, pass the observations of all of them.
+pub trait RankChunks {
+    /// Which criterion this is, for the profile.
+    fn ranking_kind(&self) -> CriterionKind;
+
+    /// Memory that [`rank_chunks`](Self::rank_chunks) needs for `steps`: lengths of the three [`Workspace`] slices.
+    fn ranking_workspace_len(&self, steps: &[Observation<'_>]) -> (usize, usize, usize);
+
+    /// Writes all chunks, best first, to `ranking` and the score at each place to `scores`, `[head_dim / 2]` both. Ties
+    /// go to the lower chunk.
+    ///
+    /// # Errors
+    /// [`Error::Range`] for no observation, [`Error::Length`] if their chunks differ or an output is of another size,
+    /// [`Error::Capacity`] if the workspace is too small.
+    fn rank_chunks(
+        &self,
+        steps: &[Observation<'_>],
+        workspace: &mut Workspace<'_>,
+        ranking: &mut [u16],
+        scores: &mut [f64],
+    ) -> Result<()>;
+}
+
+impl<C: Criterion> RankChunks for C {
+    fn ranking_kind(&self) -> CriterionKind {
+        self.kind()
+    }
+
+    fn ranking_workspace_len(&self, steps: &[Observation<'_>]) -> (usize, usize, usize) {
+        let (scores, entries, positions) = self.workspace_len(steps.iter().map(|s| s.keys.len()).max().unwrap_or(0));
+        (scores + steps.first().map_or(0, |s| s.chunks.len()), entries, positions)
+    }
+
+    fn rank_chunks(
+        &self,
+        steps: &[Observation<'_>],
+        workspace: &mut Workspace<'_>,
+        ranking: &mut [u16],
+        scores: &mut [f64],
+    ) -> Result<()> {
+        let chunks = shared_chunks(steps)?;
+        expect_length("scores", scores.len(), chunks)?;
+        expect_capacity("workspace.scores", workspace.scores.len(), self.ranking_workspace_len(steps).0)?;
+        let (means, rest) = workspace.scores.split_at_mut(chunks);
+        means.fill(0.0);
+        let mut workspace =
+            Workspace { scores: rest, entries: &mut *workspace.entries, positions: &mut *workspace.positions };
+        steps.iter().try_for_each(|step| self.observe(step, &mut workspace, means))?;
+        means.iter_mut().for_each(|mean| *mean /= steps.len() as f64);
+        settle(self.kind(), means);
+        rank(means, ranking)?;
+        for (score, &chunk) in scores.iter_mut().zip(&*ranking) {
+            *score = means[usize::from(chunk)];
+        }
+        Ok(())
+    }
+}
+
+/// The number of chunks that all `steps` agree on.
+fn shared_chunks(steps: &[Observation<'_>]) -> Result<usize> {
+    let Some(first) = steps.first() else {
+        return Err(Error::Range { what: "steps", problem: "chunks are ranked by at least one observation" });
+    };
+    for step in steps {
+        step.validate()?;
+        expect_length("steps.chunks", step.chunks.len(), first.chunks.len())?;
+    }
+    Ok(first.chunks.len())
+}
+
 /// q[a] k[a] + q[b] k[b] of one chunk and one key (design: single-chunk score, unscaled).
 #[inline]
 fn chunk_score(query: &[f32], key: &[f32], (a, b): (usize, usize)) -> f64 {
@@ -124,6 +204,16 @@ pub fn group_mean(scores: &[f64], out: &mut [f64]) -> Result<()> {
         *mean /= rows as f64;
     }
     Ok(())
+}
+
+/// Rounds mean agreements so that equal ones are equal: 1/5 + 3/5 and 2/5 + 2/5 differ in their last bit, and which of two
+/// tied chunks comes first would depend on the order of the steps. 2⁻³⁰ lies far above the rounding of a sum and far below
+/// the difference of any two counts.
+fn settle(kind: CriterionKind, means: &mut [f64]) {
+    const GRID: f64 = (1u64 << 30) as f64;
+    if kind == CriterionKind::Agreement {
+        means.iter_mut().for_each(|mean| *mean = libm::round(*mean * GRID) / GRID);
+    }
 }
 
 /// Ranks chunks by score, best first; ties (agreements are multiples of 1/K, so they are common) go to the lower index.
@@ -175,6 +265,16 @@ mod tests {
         assert_eq!(dominant(ranking.into_iter(), 3, &mut set).expect("fits"), &[0, 2, 3]);
         assert!(dominant(ranking.into_iter(), 4, &mut set).is_err());
         assert!(rank(&[0.0; 4], &mut ranking).is_err());
+    }
+
+    #[test]
+    fn equal_agreements_tie_whatever_the_order_of_their_steps() {
+        let sum = |parts: [f64; 3]| parts.into_iter().sum::<f64>() / 3.0;
+        let mut means = [sum([0.2, 0.4, 0.6]), sum([0.6, 0.4, 0.2]), sum([0.4, 0.4, 0.4])];
+        assert_ne!(means[0], means[1]);
+        settle(CriterionKind::Agreement, &mut means);
+        assert!(means[0] == means[1] && means[1] == means[2]);
+        assert!((means[0] - 0.4).abs() < 1e-9);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Sums of a criterion over steps, for all heads of a model.
 
-use super::{Criterion, CriterionKind, Observation, Workspace, group_mean};
+use super::{Criterion, CriterionKind, Observation, Workspace, group_mean, settle};
 use crate::error::{Error, Result, expect_length};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -86,25 +86,32 @@ impl Tally {
     }
 
     /// Mean scores of one query head, `[chunks]`; zeros before the first step.
+    ///
+    /// # Errors
+    /// [`Error::Range`] for a head that is not there, [`Error::Length`] unless `out` has a place per chunk.
     pub fn mean(&self, head: usize, out: &mut [f64]) -> Result<()> {
-        expect_length("out", out.len(), self.chunks)?;
-        if head >= self.heads() {
-            return Err(Error::Range { what: "head", problem: "the tally has fewer heads" });
-        }
-        let steps = self.steps[head].max(1) as f64;
-        for (mean, sum) in out.iter_mut().zip(&self.sums[head * self.chunks..]) {
-            *mean = sum / steps;
-        }
-        Ok(())
+        self.mean_of_group(head, 1, out)
     }
 
     /// Mean scores of the `group` query heads from `first` on, averaged: the criterion of a KV head.
+    ///
+    /// # Errors
+    /// As [`mean`](Self::mean); [`Error::Range`] for a group of none.
     pub fn mean_of_group(&self, first: usize, group: usize, out: &mut [f64]) -> Result<()> {
-        let mut rows = vec![0.0; group * self.chunks];
-        for (i, row) in rows.chunks_exact_mut(self.chunks.max(1)).enumerate() {
-            self.mean(first + i, row)?;
+        expect_length("out", out.len(), self.chunks)?;
+        if first.checked_add(group).is_none_or(|end| end > self.heads()) {
+            return Err(Error::Range { what: "head", problem: "the tally has fewer heads" });
         }
-        group_mean(&rows, out)
+        let mut rows = vec![0.0; group * self.chunks];
+        for (row, head) in rows.chunks_exact_mut(self.chunks.max(1)).zip(first..) {
+            let steps = self.steps[head].max(1) as f64;
+            for (mean, sum) in row.iter_mut().zip(&self.sums[head * self.chunks..]) {
+                *mean = sum / steps;
+            }
+        }
+        group_mean(&rows, out)?;
+        settle(self.kind, out);
+        Ok(())
     }
 }
 
@@ -139,6 +146,8 @@ mod tests {
             first.mean(head, &mut b).expect("head");
             assert_eq!((a, whole.steps(head)), (b, first.steps(head)));
         }
+        assert!(first.mean(2, &mut a).is_err() && first.mean_of_group(1, 2, &mut a).is_err());
+        assert!(first.mean_of_group(0, 0, &mut a).is_err() && first.mean_of_group(usize::MAX, 2, &mut a).is_err());
         assert!(first.merge(&Tally::new(CriterionKind::Margin, 2, 2)).is_err());
         assert!(first.merge(&Tally::new(CriterionKind::Agreement, 3, 2)).is_err());
         let keys = Rows::contiguous(&data[..4], 4).expect("divides");

@@ -27,9 +27,6 @@ impl CachePolicy for Full {
         step.validate()?;
         let seen = step.keys.len();
         selection.expect(Scope::KvHead, step.queries.len(), seen)?;
-        selection.fill(0, |out| {
-            out.iter_mut().zip(0..seen as u32).for_each(|(slot, position)| *slot = position);
-            Ok(seen)
-        })
+        selection.fill_all(0, seen)
     }
 }

@@ -1,24 +1,67 @@
 //! Policies: which cached tokens a decode step attends to. One file per method.
 //!
-//! A method implements [`CachePolicy`]; an engine executes it. Neither knows the other: the engine hands over a [`Step`]
-//! (queries and cached keys of one KV head) and reads positions from a [`Selection`].
+//! A method implements one of two traits, and an engine executes it; neither knows the other.
 //!
-//! Methods that rank tokens implement [`Importance`](crate::importance::Importance) instead, and become a policy through [`Ranked`], which adds the
-//! guarantees and the top-N.
+//! - [`CachePolicy`] **selects**: the cache keeps every token, a decode step reads some. The engine hands over a [`Step`]
+//!   (queries and cached keys of one KV head) and reads positions from a [`Selection`].
+//! - [`EvictingPolicy`] **evicts**: rows that it drops are gone. The engine hands over a [`Pass`] and compacts its cache by
+//!   the book ([`Residents`]) that the policy keeps.
+//!
+//! Methods that rank tokens one by one implement [`Importance`](crate::importance::Importance) instead, and become a
+//! `CachePolicy` through [`Ranked`], which adds the guarantees, the top-N and, if wanted, top-p.
+//!
+//! | method | type | trait | publication |
+//! |---|---|---|---|
+//! | full | [`Full`] | `CachePolicy` | |
+//! | oracle | [`Oracle`] | `Importance` | |
+//! | FASA | [`Fasa`] | `Importance` | arXiv 2602.03152 |
+//! | StreamingLLM | [`Streaming`] | `CachePolicy` and `EvictingPolicy`: the same sets | arXiv 2309.17453 |
+//! | Quest | [`Quest`] | `CachePolicy` | arXiv 2406.10774 |
+//! | SparQ | [`Sparq`] | `Importance` | arXiv 2312.04985 |
+//! | random | [`Random`] | `Importance` | |
+//! | SnapKV | [`SnapKv`] | `EvictingPolicy` | arXiv 2404.14469 |
+//! | H2O | [`H2o`] | `EvictingPolicy` | arXiv 2306.14048 |
+//! | TOVA | [`Tova`] | `EvictingPolicy` | arXiv 2401.06104 |
+//! | R-KV | [`RKv`] | `EvictingPolicy` | arXiv 2505.24133 |
+//!
+//! Every method takes [`Guarantees`](crate::budget::Guarantees), except `Full` and `Streaming`, whose sets follow from
+//! position alone.
 
+pub mod evicting;
 mod fasa;
+mod fixed;
 mod full;
+mod h2o;
 mod oracle;
+pub mod quest;
+mod random;
 mod ranked;
+mod residents;
+mod rkv;
+mod snapkv;
+pub mod sparq;
 mod streaming;
+mod tova;
 
+pub use evicting::{Attention, EvictingPolicy, Pass, Phase};
 #[cfg(feature = "alloc")]
 pub use fasa::OwnedPlan;
 pub use fasa::{Fasa, Plan};
+pub use fixed::{MemoryArray, select_fixed};
 pub use full::Full;
+pub use h2o::H2o;
 pub use oracle::Oracle;
+pub use quest::{CacheShape, Quest};
+pub use random::Random;
 pub use ranked::Ranked;
+#[cfg(feature = "alloc")]
+pub use residents::ResidentVec;
+pub use residents::{ResidentArray, Residents};
+pub use rkv::RKv;
+pub use snapkv::SnapKv;
+pub use sparq::Sparq;
 pub use streaming::Streaming;
+pub use tova::Tova;
 
 use crate::config::Scope;
 use crate::error::{Error, Result, expect_capacity, expect_length};
@@ -113,6 +156,14 @@ impl<'a> Selection<'a> {
         Ok(())
     }
 
+    /// Fills set `s` with all of `tokens` positions.
+    fn fill_all(&mut self, s: usize, tokens: usize) -> Result<()> {
+        self.fill(s, |out| {
+            out.iter_mut().zip(0..tokens as u32).for_each(|(slot, position)| *slot = position);
+            Ok(tokens)
+        })
+    }
+
     /// `Ok` if there is one set for each that a policy of `scope` writes, with room for `tokens` positions.
     fn expect(&self, scope: Scope, group: usize, tokens: usize) -> Result<()> {
         expect_length("selection.sets", self.sets(), scope.rows(group, 1))?;
@@ -136,7 +187,9 @@ impl Memory<'_> {
     }
 }
 
-/// Decides which cached tokens a decode step attends to.
+/// Selects the cached tokens that a decode step attends to, out of all tokens seen: nothing is ever lost by it.
+///
+/// For methods that drop rows for good see [`EvictingPolicy`].
 pub trait CachePolicy {
     /// The method's name, as on command lines and in reports.
     fn name(&self) -> &'static str;
@@ -156,4 +209,10 @@ pub trait CachePolicy {
         memory: &mut Memory<'_>,
         selection: &mut Selection<'_>,
     ) -> Result<()>;
+
+    /// Forgets what the policy knows about tokens from position `tokens` on, in all layers and heads; 0 starts another
+    /// sequence. Engines call it whenever they take tokens back or reuse the policy. Most policies know nothing.
+    fn rewind(&mut self, tokens: usize) {
+        let _ = tokens;
+    }
 }

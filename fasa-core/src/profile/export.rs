@@ -6,7 +6,8 @@ use crate::criterion::CriterionKind;
 use alloc::vec::Vec;
 
 /// Everything a profile says about its chunks, as plain numbers. `fasa inspect --format json` prints it.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Export<'a> {
     /// The model it was calibrated for.
     pub model: Model<'a>,
@@ -25,7 +26,8 @@ pub struct Export<'a> {
 }
 
 /// The chunks of one head.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct ExportedHead {
     /// Layer, from 0.
     pub layer: usize,

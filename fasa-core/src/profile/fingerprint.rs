@@ -5,7 +5,8 @@ use crate::error::Result;
 use crate::rope::{Chunks, Pairing};
 
 /// The numbers that name a model: architecture, rotary parameters and a hash over a few of its weights.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Model<'a> {
     /// `model_type` as in `config.json`.
     pub architecture: &'a str,

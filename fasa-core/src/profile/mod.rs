@@ -16,6 +16,7 @@
 mod export;
 mod fingerprint;
 mod view;
+mod wire;
 #[cfg(feature = "alloc")]
 mod write;
 
@@ -24,7 +25,7 @@ pub use export::{Export, ExportedHead};
 pub use fingerprint::{Model, WeightsHash};
 pub use view::ProfileView;
 #[cfg(feature = "alloc")]
-pub use write::Profile;
+pub use write::{Profile, Provenance};
 
 use crate::config::Scope;
 use crate::criterion::CriterionKind;
@@ -77,10 +78,9 @@ pub enum ProfileError {
     },
 }
 
-/// The body, as postcard encodes it. Tables are little-endian bytes, so that they can be read in place.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+/// The body. Tables are little-endian bytes, so that they can be read in place.
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Body<'a> {
-    #[serde(borrow)]
     model: Model<'a>,
     criterion: CriterionKind,
     /// K of the agreement; 0 for other criteria.

@@ -1,6 +1,6 @@
 //! Reading a profile in place.
 
-use super::{Body, HEADER, MAGIC, Model, ProfileError, VERSION, checksum};
+use super::{Body, HEADER, MAGIC, Model, ProfileError, VERSION, checksum, wire};
 use crate::config::Scope;
 use crate::criterion::CriterionKind;
 use crate::rope::MAX_HEAD_DIM;
@@ -34,10 +34,7 @@ impl<'a> ProfileView<'a> {
         if checksum(encoded) != crc {
             return Err(ProfileError::Checksum);
         }
-        let (body, rest) = postcard::take_from_bytes::<Body<'a>>(encoded).map_err(|_| ProfileError::Body)?;
-        if !rest.is_empty() {
-            return Err(ProfileError::Body);
-        }
+        let body = wire::read(encoded)?;
         let view = Self { body, rows: body.scope.rows(body.model.query_heads as usize, body.model.kv_heads as usize) };
         view.check()?;
         Ok(view)

@@ -1,11 +1,28 @@
 //! Writing profiles.
 
-use super::{Body, HEADER, MAGIC, Model, ProfileError, ProfileView, VERSION, checksum};
+use super::{Body, HEADER, MAGIC, Model, ProfileError, ProfileView, VERSION, checksum, wire};
 use crate::config::Scope;
 use crate::criterion::{CriterionKind, Tally, rank};
 use crate::error::{Error, Result, expect_length};
 use alloc::vec;
 use alloc::vec::Vec;
+
+/// What a profile says beside its tables: whose chunks they are, and how and by what they were ranked.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Provenance<'a> {
+    /// The calibrated model.
+    pub model: Model<'a>,
+    /// The criterion that ranked the chunks.
+    pub criterion: CriterionKind,
+    /// K of the agreement; 0 for criteria without one.
+    pub agreement_k: u32,
+    /// One ranking per KV head or per query head.
+    pub scope: Scope,
+    /// Decode steps observed.
+    pub steps: u64,
+    /// What was read.
+    pub text: &'a str,
+}
 
 /// A profile that owns its tables.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,7 +31,7 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Builds the profile of a calibration.
+    /// Builds the profile of a calibration by a criterion that adds up over steps.
     ///
     /// `tally` holds the scores of all query heads, layer by layer. `key_scale` and `key_centre` are
     /// `[layers, kv_heads, head_dim]`. `agreement_k` is 0 unless the criterion is the agreement. `text` says what was read.
@@ -39,28 +56,53 @@ impl Profile {
             return Err(Error::Range { what: "model", problem: "query heads are a multiple of the KV heads" });
         }
         expect_length("tally.heads", tally.heads(), layers * query_heads)?;
-        expect_length("key_scale", key_scale.len(), layers * kv_heads * 2 * chunks)?;
-        expect_length("key_centre", key_centre.len(), key_scale.len())?;
         let rows = scope.rows(query_heads, kv_heads);
         let group = query_heads / rows;
-        let (mut ranking, mut scores) = (Vec::new(), Vec::new());
-        let (mut mean, mut order) = (vec![0.0; chunks], vec![0; chunks]);
-        for row in 0..layers * rows {
+        let (mut ranking, mut scores) = (vec![0; layers * rows * chunks], vec![0.0; layers * rows * chunks]);
+        let mut mean = vec![0.0; chunks];
+        for (row, (ranking, scores)) in ranking.chunks_mut(chunks).zip(scores.chunks_mut(chunks)).enumerate() {
             tally.mean_of_group(row * group, group, &mut mean)?;
-            rank(&mean, &mut order)?;
-            for &chunk in &order {
-                ranking.extend_from_slice(&chunk.to_le_bytes());
-                scores.extend_from_slice(&(mean[usize::from(chunk)] as f32).to_le_bytes());
+            rank(&mean, ranking)?;
+            for (score, &chunk) in scores.iter_mut().zip(&*ranking) {
+                *score = mean[usize::from(chunk)];
             }
         }
+        let provenance = Provenance { model, criterion, agreement_k, scope, steps: tally.steps(0), text };
+        Self::from_rankings(&provenance, &ranking, &scores, key_scale, key_centre)
+    }
+
+    /// Builds a profile from rankings made elsewhere, as by [`RankChunks`](crate::criterion::RankChunks).
+    ///
+    /// `ranking` and `scores` are `[layers, rows, head_dim / 2]` with one row per head of the scope: the chunks of each
+    /// head, best first, and what the criterion gave them. `key_scale` and `key_centre` are
+    /// `[layers, kv_heads, head_dim]`.
+    ///
+    /// # Errors
+    /// [`Error::Length`] or [`Error::Range`] if shapes or numbers do not fit the model.
+    pub fn from_rankings(
+        provenance: &Provenance<'_>,
+        ranking: &[u16],
+        scores: &[f64],
+        key_scale: &[f32],
+        key_centre: &[f32],
+    ) -> Result<Self> {
+        let Provenance { model, criterion, agreement_k, scope, steps, text } = *provenance;
+        let chunks = model.chunks()?.len();
+        let rows = model.layers as usize * scope.rows(model.query_heads as usize, model.kv_heads as usize);
+        expect_length("ranking", ranking.len(), rows * chunks)?;
+        expect_length("scores", scores.len(), ranking.len())?;
+        expect_length("key_scale", key_scale.len(), model.layers as usize * model.kv_heads as usize * 2 * chunks)?;
+        expect_length("key_centre", key_centre.len(), key_scale.len())?;
         let bytes_of = |numbers: &[f32]| numbers.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
         let (key_scale, key_centre) = (bytes_of(key_scale), bytes_of(key_centre));
+        let ranking: Vec<u8> = ranking.iter().flat_map(|chunk| chunk.to_le_bytes()).collect();
+        let scores: Vec<u8> = scores.iter().flat_map(|score| (*score as f32).to_le_bytes()).collect();
         let body = Body {
             model,
             criterion,
             agreement_k,
             scope,
-            steps: tally.steps(0),
+            steps,
             text,
             ranking: &ranking,
             scores: &scores,
@@ -99,8 +141,7 @@ impl Profile {
 }
 
 fn encode(body: &Body<'_>) -> Result<Vec<u8>> {
-    let encoded =
-        postcard::to_allocvec(body).map_err(|_| Error::Range { what: "profile", problem: "it cannot be encoded" })?;
+    let encoded = wire::write(body)?;
     let length = u32::try_from(encoded.len())
         .map_err(|_| Error::Range { what: "profile", problem: "a body is at most 4 GiB long" })?;
     let mut bytes = Vec::with_capacity(HEADER + encoded.len());

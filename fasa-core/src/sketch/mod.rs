@@ -29,8 +29,9 @@ pub use score::{fold_query, score, score_row};
 use crate::error::{Error, Result, expect_capacity, expect_length};
 
 /// Number format of a sketch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Precision {
     /// IEEE single: exact, for tests and comparisons.

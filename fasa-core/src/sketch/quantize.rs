@@ -15,7 +15,8 @@ const fn largest_code(precision: Precision) -> f32 {
 /// Writes the sketch row of one rotated key.
 ///
 /// `codes` has [`Precision::row_bytes`] bytes, `scale` [`Precision::scale_bytes`]. Rounding is to the nearest code, ties
-/// away from zero. A NaN in the key is stored as 0.
+/// away from zero. A NaN in the key is stored as 0, an infinity as the largest number of the format; `F32` stores both
+/// as they are.
 ///
 /// # Errors
 /// [`Error::Length`](crate::Error::Length) if a slice has another length,
@@ -34,6 +35,7 @@ pub fn quantize_row(plan: &HeadPlan<'_>, key: &[f32], codes: &mut [u8], scale: &
             for (code, &channel) in codes.chunks_exact_mut(2).zip(plan.channels) {
                 // Saturate: an infinite score would rank one token above everything for ever.
                 let value = key[usize::from(channel)].clamp(f16::MIN.to_f32(), f16::MAX.to_f32());
+                let value = if value.is_nan() { 0.0 } else { value };
                 code.copy_from_slice(&f16::from_f32(value).to_le_bytes());
             }
         }

@@ -2,7 +2,7 @@
 
 use super::{HeadPlan, Precision, SketchRows};
 use crate::error::{Result, expect_length};
-use crate::importance::dot_by;
+use crate::importance::dot_blocks;
 use half::f16;
 
 /// Gathers the query's channels in sketch order, with the static channel scale of the integer formats folded in, `[2F]`.
@@ -30,19 +30,13 @@ pub fn score_row(rows: &SketchRows<'_>, r: usize, folded: &[f32]) -> Result<f32>
     expect_length("folded", folded.len(), 2 * rows.chunks)?;
     let row = rows.row(r);
     let sum = match rows.precision {
-        Precision::F32 => {
-            let (numbers, _) = row.as_chunks::<4>();
-            dot_by(folded, |c| f32::from_le_bytes(numbers[c]))
-        }
-        Precision::F16 => {
-            let (numbers, _) = row.as_chunks::<2>();
-            dot_by(folded, |c| f16::from_le_bytes(numbers[c]).to_f32())
-        }
-        Precision::Int8 => dot_by(folded, |c| f32::from(row[c] as i8)),
+        Precision::F32 => dot_blocks::<4, u8>(folded, row, f32::from_le_bytes),
+        Precision::F16 => dot_blocks::<2, u8>(folded, row, |bytes| f16::from_le_bytes(bytes).to_f32()),
+        Precision::Int8 => dot_blocks::<1, u8>(folded, row, |[code]| f32::from(code as i8)),
         Precision::Int4 => {
             let (first, second) = folded.split_at(rows.chunks);
-            dot_by(first, |c| f32::from((row[c] & 15) as i8 - 8))
-                + dot_by(second, |c| f32::from((row[c] >> 4) as i8 - 8))
+            dot_blocks::<1, u8>(first, row, |[codes]| f32::from((codes & 15) as i8 - 8))
+                + dot_blocks::<1, u8>(second, row, |[codes]| f32::from((codes >> 4) as i8 - 8))
         }
     };
     Ok(sum * rows.row_scale(r))
@@ -137,7 +131,7 @@ mod tests {
                 let (codes, row_scale) =
                     (&mut codes[..precision.row_bytes(1)], &mut row_scale[..precision.scale_bytes()]);
                 quantize_row(&plan, &key, codes, row_scale).expect("fits");
-                if precision.scale_bytes() > 0 {
+                if precision != Precision::F32 {
                     let rows = SketchRows::new(precision, 1, 1, codes, row_scale).expect("lengths");
                     let mut folded = [0.0; 2];
                     fold_query(&plan, &[1.0, 1.0], &mut folded).expect("fits");

@@ -1,15 +1,29 @@
 //! How many tokens a decode step may read, and which of them are beyond question.
+//!
+//! | type | decides |
+//! |---|---|
+//! | [`Budget`] | tokens of one step, as a number or as a part of the context |
+//! | [`Schedule`] | how that number is spread over the layers |
+//! | [`TopP`] | how much of it a step needs, by the attention it estimates |
+//! | [`Guarantees`] | which tokens are kept whatever their score |
+
+mod schedule;
+mod top_p;
+
+pub use schedule::Schedule;
+pub use top_p::TopP;
 
 use crate::error::{Error, Result, expect_capacity};
 use crate::select::{Score, top_n};
 
 /// Tokens kept per decode step.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Budget {
     /// This many tokens, whatever the context.
     Tokens(u32),
-    /// This part of the tokens seen, in (0, 1], rounded up.
+    /// This part of the tokens seen, in (0, 1]: the smallest number of tokens that is at least this part.
     Ratio(f32),
 }
 
@@ -32,8 +46,16 @@ impl Budget {
     pub fn tokens(self, seen: usize) -> usize {
         let wanted = match self {
             Budget::Tokens(n) => n as usize,
-            // f64: an f32 cannot hold every token count of a long context.
-            Budget::Ratio(r) => libm::ceil(f64::from(r) * seen as f64) as usize,
+            Budget::Ratio(r) if r >= 1.0 => seen,
+            Budget::Ratio(r) => {
+                // f64: an f32 cannot hold every token count of a long context. And an f32 is hardly ever the decimal
+                // that was meant (0.1 is a little more): where one token fewer is the same part in f32, it is enough.
+                let tokens = libm::ceil(f64::from(r) * seen as f64) as usize;
+                match tokens.checked_sub(1) {
+                    Some(fewer) if (fewer as f64 / seen as f64) as f32 >= r => fewer,
+                    _ => tokens,
+                }
+            }
         };
         wanted.max(1).min(seen)
     }
@@ -43,7 +65,8 @@ impl Budget {
 ///
 /// If the budget cannot hold them all, the current token goes first, then the sinks from position 0 up, then the recent
 /// tokens from the newest down; so a larger budget always keeps a superset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Guarantees {
     /// The first tokens of the context (attention sinks, arXiv 2309.17453).
     pub sinks: u32,
@@ -57,7 +80,7 @@ impl Guarantees {
 
     /// The forced positions of a context of `seen` tokens within `budget`: everything under the first number and
     /// everything from the second on.
-    fn forced(self, seen: usize, budget: usize) -> (usize, usize) {
+    pub(crate) fn forced(self, seen: usize, budget: usize) -> (usize, usize) {
         let room = budget.min(seen).saturating_sub(1); // the current token is in
         let sinks = (self.sinks as usize).min(room);
         let recent = (self.recent as usize).saturating_sub(1).min(room - sinks);
@@ -133,6 +156,10 @@ mod tests {
             (Budget::Ratio(0.03), 1000, 30),
             (Budget::Ratio(0.001), 10, 1),
             (Budget::Ratio(1.0), 16_777_217, 16_777_217),
+            (Budget::Ratio(1.0), 1 << 27, 1 << 27),
+            (Budget::Ratio(0.1), 1000, 100),
+            (Budget::Ratio(0.7), 10, 7),
+            (Budget::Ratio(0.1), 1001, 101),
             (Budget::Tokens(3), 0, 0),
         ] {
             assert_eq!(budget.tokens(seen), want, "{budget:?} of {seen}");
@@ -160,6 +187,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_ratio_is_the_smallest_count_that_reaches_it(ratio in 1u32..1000, seen in 1usize..5000) {
+            let ratio = ratio as f32 / 1000.0;
+            let naive = (1..=seen).find(|k| (*k as f64 / seen as f64) as f32 >= ratio);
+            prop_assert_eq!(Some(Budget::Ratio(ratio).tokens(seen)), naive);
+        }
+
         #[test]
         fn sets_are_sorted_unique_within_budget_and_monotone(
             scores in prop::collection::vec(-3.0f32..3.0, 1..200), sinks in 0u32..9, recent in 0u32..20, budget in 1usize..220,

@@ -1,0 +1,242 @@
+//! `fasa calibrate`: find the dominant chunks of a model.
+
+use crate::calibration_text::{self, CalibrationSample, Part};
+use crate::methods;
+use crate::model::LanguageModel;
+use crate::report::{self, Format};
+use crate::settings::{CriterionName, ModelArgs, Preset, ScopeName};
+use crate::terminal;
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+use fasa_burn::calibrate::{Calibration, Sample};
+use fasa_burn::generate::Cancel;
+use fasa_core::criterion::CriterionKind;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Arguments of `fasa calibrate`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// Criterion and scope that this preset needs
+    #[arg(long, value_enum, default_value_t)]
+    preset: Preset,
+
+    /// Criterion, instead of the preset's
+    #[arg(long, value_enum)]
+    criterion: Option<CriterionName>,
+
+    /// Rank chunks per KV head or per query head, instead of the preset's choice
+    #[arg(long, value_enum, value_name = "SCOPE")]
+    chunks_per: Option<ScopeName>,
+
+    /// K of the agreement criterion: how many tokens are compared
+    #[arg(long, value_name = "K", default_value_t = 256)]
+    agreement_k: usize,
+
+    /// Calibrate on this text instead of the built-in one; best with questions about its own far past
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+
+    /// Tokens per sample
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    tokens: usize,
+
+    /// Samples
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    samples: usize,
+
+    /// Last tokens of a sample that are judged, with --text
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    judged: usize,
+
+    /// Steps of the built-in text that are judged [default: everything for margin, answers for agreement]
+    #[arg(long, value_enum, value_name = "STEPS")]
+    judge: Option<Judge>,
+
+    /// Draws another built-in text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    /// Where the profile goes [default: fasa-PRESET.profile beside the model]
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// How to print the result
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// Which steps of the built-in text are judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Judge {
+    /// Questions, answers and prose
+    Everything,
+    /// Only the steps that fetch an answer from far back
+    Answers,
+}
+
+impl Judge {
+    /// What serves a criterion best. Agreement counts every step alike, so steps that fetch nothing drown those that do: on
+    /// nano at 2,048 tokens, budget 128, the paper's preset then answers 1 of 32 questions instead of 30. The margin weighs
+    /// a step by how much it depends on what it attends to, and profits from prose.
+    fn best_for(criterion: CriterionKind) -> Self {
+        if criterion == CriterionKind::Agreement { Judge::Answers } else { Judge::Everything }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Judge::Everything => "everything",
+            Judge::Answers => "answers",
+        }
+    }
+}
+
+/// What the command did.
+#[derive(Debug, Serialize)]
+struct Report {
+    profile: PathBuf,
+    bytes: usize,
+    model: String,
+    criterion: &'static str,
+    scope: &'static str,
+    samples: usize,
+    tokens: usize,
+    steps: usize,
+    text: String,
+    seconds: f64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the model or the text cannot be read, the text is too short, or the profile cannot be written.
+pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
+    ensure!(args.samples > 0, "`--samples` is 0; use at least 1");
+    ensure!(args.agreement_k > 0, "`--agreement-k` is 0; use at least 1");
+    let model = LanguageModel::load(&args.model)?;
+    let preset = args.preset.config();
+    let criterion = args.criterion.map_or(preset.criterion, CriterionName::kind);
+    let judge = args.judge.unwrap_or_else(|| Judge::best_for(criterion));
+    let (samples, text) = samples(args, &model, judge)?;
+    let calibration = Calibration {
+        criterion,
+        agreement_k: args.agreement_k,
+        scope: args.chunks_per.map_or(preset.chunk_scope, ScopeName::scope),
+        text: text.clone(),
+    };
+    let started = Instant::now();
+    let bar = terminal::progress("calibrating", "samples");
+    let profile = model
+        .decoder
+        .calibrate(&samples, &calibration, cancel, &mut |done, total| terminal::advance(&bar, done, total));
+    bar.finish_and_clear();
+    let profile = profile?;
+    let path = args.output.clone().unwrap_or_else(|| methods::profile_path(&model, args.preset));
+    write_whole(&path, profile.as_bytes())?;
+    let result = Report {
+        bytes: profile.as_bytes().len(),
+        model: model.name.clone(),
+        criterion: calibration.criterion.name(),
+        scope: calibration.scope.name(),
+        samples: samples.len(),
+        tokens: samples.iter().map(|s| s.tokens.len()).sum(),
+        steps: samples.iter().map(|s| s.judged.len()).sum(),
+        text,
+        seconds: started.elapsed().as_secs_f64(),
+        profile: path,
+    };
+    match args.format {
+        Format::Json => report::json(&result),
+        Format::Text => report::text(format_args!(
+            "{}: {} per {}, from {} steps in {} samples ({} tokens), {:.1} s",
+            result.profile.display(),
+            result.criterion,
+            result.scope,
+            report::count(result.steps),
+            result.samples,
+            report::count(result.tokens),
+            result.seconds
+        )),
+    }
+}
+
+/// The samples, and what to call them in the profile.
+fn samples(args: &Args, model: &LanguageModel, judge: Judge) -> Result<(Vec<Sample>, String)> {
+    let positions = model.decoder.config().max_position_embeddings;
+    if args.tokens > positions {
+        bail!("`--tokens` is {}, the model has {positions} positions; use at most that many", args.tokens);
+    }
+    match &args.text {
+        None => {
+            let texts = calibration_text::samples(args.tokens, args.samples, args.seed, &|t| model.count_tokens(t))?;
+            let samples = texts.iter().map(|text| encode(model, text, judge)).collect::<Result<_>>()?;
+            Ok((samples, format!("built in, seed {}, {} judged", args.seed, judge.name())))
+        }
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| {
+                format!("cannot read the calibration text `{}`; it must be a UTF-8 file", path.display())
+            })?;
+            Ok((cut(args, model, &text, path)?, path.display().to_string()))
+        }
+    }
+}
+
+/// A built-in sample as tokens.
+fn encode(model: &LanguageModel, text: &CalibrationSample, judge: Judge) -> Result<Sample> {
+    let mut tokens = model.encode_prompt(&text.prompt)?;
+    let mut judged = Vec::new();
+    for (part, piece) in text.pieces() {
+        let from = tokens.len();
+        tokens.extend(model.tokenizer.encode(piece)?);
+        match judge {
+            Judge::Everything => judged.extend(from..tokens.len()),
+            // The answer's first token is fetched at the token before it; at its last token nothing is fetched any more.
+            Judge::Answers if part == Part::Answer => judged.extend(from - 1..tokens.len() - 1),
+            Judge::Answers => {}
+        }
+    }
+    Ok(Sample { tokens, judged })
+}
+
+/// Cuts a user's text into samples, whose last tokens are judged.
+fn cut(args: &Args, model: &LanguageModel, text: &str, path: &Path) -> Result<Vec<Sample>> {
+    ensure!(
+        args.judged > 0 && args.judged < args.tokens,
+        "`--judged` is {}; use at least 1 and less than `--tokens`, {}",
+        args.judged,
+        args.tokens
+    );
+    let ids = model.tokenizer.encode(text)?;
+    let bos = model.decoder.config().bos_token_id;
+    let body = args.tokens - usize::from(bos.is_some());
+    let samples: Vec<Sample> = ids
+        .chunks_exact(body)
+        .take(args.samples)
+        .map(|window| {
+            let tokens: Vec<u32> = bos.into_iter().chain(window.iter().copied()).collect();
+            Sample { judged: (tokens.len() - args.judged..tokens.len()).collect(), tokens }
+        })
+        .collect();
+    if samples.is_empty() {
+        bail!(
+            "`{}` has {} tokens, one sample takes {body}; give a longer text or a smaller `--tokens`",
+            path.display(),
+            ids.len()
+        );
+    }
+    Ok(samples)
+}
+
+/// Writes beside the target first, so that a stopped run never leaves half a profile.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let failed = || format!("cannot write the profile `{}`; choose another place with `--output`", path.display());
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    std::fs::write(&partial, bytes).with_context(failed)?;
+    std::fs::rename(&partial, path).with_context(failed)
+}

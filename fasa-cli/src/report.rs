@@ -1,0 +1,70 @@
+//! Results on stdout, for people or as JSON.
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use std::io::Write;
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// Prints a result as JSON.
+///
+/// # Errors
+/// If stdout is gone.
+pub fn json(result: &impl Serialize) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, result).context("cannot write to stdout")?;
+    writeln!(out).context("cannot write to stdout")
+}
+
+/// Prints lines for people.
+///
+/// # Errors
+/// If stdout is gone.
+pub fn text(lines: impl std::fmt::Display) -> Result<()> {
+    writeln!(std::io::stdout().lock(), "{lines}").context("cannot write to stdout")
+}
+
+/// A number of bytes as people read it: `37.5 MB`.
+pub fn bytes(bytes: u64) -> String {
+    let units = [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
+    match units.into_iter().find(|(size, _)| bytes as f64 >= *size) {
+        Some((size, unit)) => format!("{:.1} {unit}", bytes as f64 / size),
+        None => format!("{bytes} B"),
+    }
+}
+
+/// A count with thousands separated: `6,512`.
+pub fn count(n: usize) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_as_people_read_them() {
+        for (n, want) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
+            assert_eq!(count(n), want);
+        }
+        for (n, want) in [(12, "12 B"), (37_500, "37.5 kB"), (1_000_000, "1.0 MB"), (7_240_000_000, "7.2 GB")] {
+            assert_eq!(bytes(n), want);
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Command-line arguments that several commands share.
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+use fasa_burn::Device;
+use fasa_burn::sampling::Sampling;
+use fasa_core::config::ChunkCount;
+use fasa_core::criterion::CriterionKind;
+use fasa_core::sketch::Precision;
+use fasa_core::{Budget, FasaConfig, Scope};
+use std::path::PathBuf;
+
+/// Which model, and where it runs.
+#[derive(Debug, Clone, Args)]
+pub struct ModelArgs {
+    /// Folder with config.json, safetensors weights and tokenizer.json; `nano` is the model inside this binary
+    #[arg(long, value_name = "FOLDER", default_value = crate::builtin::NAME)]
+    pub model: PathBuf,
+
+    /// Where it runs
+    #[arg(long, value_enum, default_value_t)]
+    pub device: DeviceName,
+
+    /// Threads to use [default: one per core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// The devices of this build.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum DeviceName {
+    /// The processor.
+    #[default]
+    Cpu,
+}
+
+impl DeviceName {
+    /// The device.
+    pub fn device(self) -> Device {
+        match self {
+            #[cfg(feature = "flex")]
+            DeviceName::Cpu => Device::flex(),
+            #[cfg(all(feature = "ndarray", not(feature = "flex")))]
+            #[allow(deprecated)] // upstream deprecates it; it stays selectable as a reference
+            DeviceName::Cpu => Device::ndarray(),
+        }
+    }
+}
+
+/// Which method attends, and how much it may read.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Attention")]
+pub struct MethodArgs {
+    /// How decode steps attend
+    #[arg(long, value_enum, default_value_t)]
+    pub method: MethodName,
+
+    /// Tokens that each decode step reads: a count such as `256`, or a share of the context such as `3%`
+    #[arg(long, value_name = "TOKENS", default_value = "256", value_parser = parse_budget)]
+    pub budget: Budget,
+
+    /// FASA settings to start from
+    #[arg(long, value_enum, default_value_t)]
+    pub preset: Preset,
+
+    /// Calibrated profile [default: the one `fasa calibrate` puts beside the model]
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
+
+    /// Changes to the preset
+    #[command(flatten)]
+    pub fasa: FasaArgs,
+}
+
+/// Changes to a preset.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "FASA (each overrides the preset)")]
+pub struct FasaArgs {
+    /// Number format of the sketch
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub sketch: Option<SketchFormat>,
+
+    /// Chunks per head in the sketch
+    #[arg(long, value_name = "N")]
+    pub chunks: Option<u16>,
+
+    /// Chunks per query head or once per KV head; the profile must have been calibrated so
+    #[arg(long, value_enum, value_name = "SCOPE")]
+    pub chunks_per: Option<ScopeName>,
+
+    /// How chunks were ranked; the profile must have been calibrated so
+    #[arg(long, value_enum)]
+    pub criterion: Option<CriterionName>,
+
+    /// Choose tokens per query head or once per KV head
+    #[arg(long, value_enum, value_name = "SCOPE")]
+    pub tokens_per: Option<ScopeName>,
+
+    /// First tokens that are always kept
+    #[arg(long, value_name = "N")]
+    pub sinks: Option<u32>,
+
+    /// Last tokens that are always kept
+    #[arg(long, value_name = "N")]
+    pub recent: Option<u32>,
+
+    /// First layers that attend to everything
+    #[arg(long, value_name = "N")]
+    pub dense_layers: Option<u32>,
+}
+
+impl FasaArgs {
+    /// The preset with these changes.
+    pub fn apply(&self, preset: Preset) -> FasaConfig {
+        let mut config = preset.config();
+        if let Some(format) = self.sketch {
+            config.precision = format.precision();
+        }
+        if let Some(chunks) = self.chunks {
+            config.chunks = ChunkCount::Count(chunks);
+        }
+        if let Some(scope) = self.chunks_per {
+            config.chunk_scope = scope.scope();
+        }
+        if let Some(criterion) = self.criterion {
+            config.criterion = criterion.kind();
+        }
+        if let Some(scope) = self.tokens_per {
+            config.token_scope = scope.scope();
+        }
+        config.guarantees.sinks = self.sinks.unwrap_or(config.guarantees.sinks);
+        config.guarantees.recent = self.recent.unwrap_or(config.guarantees.recent);
+        config.dense_layers = self.dense_layers.unwrap_or(config.dense_layers);
+        config
+    }
+}
+
+/// Methods on the command line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum MethodName {
+    /// Frequency-aware sparse attention
+    #[default]
+    Fasa,
+    /// Every token
+    Dense,
+    /// The best tokens by their true attention: reads everything, shows what ranking could reach
+    Oracle,
+    /// StreamingLLM: the first and the last tokens
+    Streaming,
+}
+
+/// FASA's presets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Preset {
+    /// int4 sketch of half the chunks, per KV head, margin criterion, 4 sinks, 16 recent
+    #[default]
+    Default,
+    /// As published: f16, a quarter of the chunks, per query head, contextual agreement
+    Paper,
+}
+
+impl Preset {
+    /// Its settings.
+    pub fn config(self) -> FasaConfig {
+        match self {
+            Preset::Default => FasaConfig::DEFAULT,
+            Preset::Paper => FasaConfig::PAPER,
+        }
+    }
+
+    /// Its name, as in file names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Preset::Default => "default",
+            Preset::Paper => "paper",
+        }
+    }
+}
+
+/// Number formats on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SketchFormat {
+    /// Half a byte per dimension
+    Int4,
+    /// A byte per dimension
+    Int8,
+    /// Two bytes
+    F16,
+    /// Four bytes: exact
+    F32,
+}
+
+impl SketchFormat {
+    fn precision(self) -> Precision {
+        match self {
+            SketchFormat::Int4 => Precision::Int4,
+            SketchFormat::Int8 => Precision::Int8,
+            SketchFormat::F16 => Precision::F16,
+            SketchFormat::F32 => Precision::F32,
+        }
+    }
+}
+
+/// Scopes on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ScopeName {
+    /// Once for the query heads that share a KV head
+    KvHead,
+    /// For each query head
+    QueryHead,
+}
+
+impl ScopeName {
+    /// The scope.
+    pub fn scope(self) -> Scope {
+        match self {
+            ScopeName::KvHead => Scope::KvHead,
+            ScopeName::QueryHead => Scope::QueryHead,
+        }
+    }
+}
+
+/// Criteria on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CriterionName {
+    /// How much a chunk raises what the head attends to over the average token
+    Margin,
+    /// The paper's: how many of the best K tokens a chunk finds alone
+    Agreement,
+}
+
+impl CriterionName {
+    /// The criterion.
+    pub fn kind(self) -> CriterionKind {
+        match self {
+            CriterionName::Margin => CriterionKind::Margin,
+            CriterionName::Agreement => CriterionKind::Agreement,
+        }
+    }
+}
+
+/// How the next token is drawn.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// 0 takes the most likely token
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temperature: f32,
+
+    /// Draw from this many of the most likely tokens (0: all)
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+
+    /// Draw from the most likely tokens that together reach this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f32,
+
+    /// Draw from tokens at least this likely, relative to the most likely one
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub min_p: f32,
+
+    /// Make tokens that were already there less likely (1: off)
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    pub repetition_penalty: f32,
+
+    /// The same seed draws the same tokens
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+impl SamplingArgs {
+    /// The sampler's parameters.
+    pub fn sampling(&self) -> Sampling {
+        Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+        }
+    }
+}
+
+/// `256` is tokens, `3%` is a share. A bare fraction would leave in doubt which of the two it is.
+pub fn parse_budget(text: &str) -> Result<Budget> {
+    let budget = match text.strip_suffix('%') {
+        Some(percent) => match percent.trim().parse::<f32>() {
+            Ok(percent) => Budget::Ratio(percent / 100.0),
+            Err(_) => bail!("`{text}` is no percentage; write for example `3%`"),
+        },
+        None => match text.parse() {
+            Ok(tokens) => Budget::Tokens(tokens),
+            Err(_) => bail!("`{text}` is no budget; write a number of tokens such as `256`, or a share such as `3%`"),
+        },
+    };
+    if budget.validate().is_err() {
+        bail!("a budget of `{text}` keeps no token or more than there are; use at least 1, or above 0% up to 100%");
+    }
+    Ok(budget)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budgets() {
+        for (text, want) in [
+            ("256", Some(Budget::Tokens(256))),
+            ("1", Some(Budget::Tokens(1))),
+            ("3%", Some(Budget::Ratio(0.03))),
+            ("100%", Some(Budget::Ratio(1.0))),
+            ("0", None),
+            ("0%", None),
+            ("101%", None),
+            ("0.03", None),
+            ("-1", None),
+            ("many", None),
+            ("NaN%", None),
+        ] {
+            assert_eq!(parse_budget(text).ok(), want, "{text}");
+        }
+    }
+}

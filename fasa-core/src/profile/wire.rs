@@ -1,0 +1,153 @@
+//! The body as it lies in the file: postcard over numbers and byte strings, enums as the numbers in `docs/profile.md`.
+//!
+//! Kept apart from the public types, so that these may grow or be reordered without changing a file, and so that their
+//! serde support stays a feature.
+
+use super::{Body, Model, ProfileError};
+use crate::config::Scope;
+use crate::criterion::CriterionKind;
+use crate::rope::Pairing;
+
+/// Fields in file order.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Wire<'a> {
+    architecture: &'a str,
+    layers: u32,
+    query_heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    rotary_dim: u32,
+    rope_theta: f64,
+    pairing: u32,
+    weights: u64,
+    criterion: u32,
+    agreement_k: u32,
+    scope: u32,
+    steps: u64,
+    text: &'a str,
+    ranking: &'a [u8],
+    scores: &'a [u8],
+    key_scale: &'a [u8],
+    key_centre: &'a [u8],
+}
+
+const PAIRINGS: [Pairing; 3] = [Pairing::HalfSplit, Pairing::Interleaved, Pairing::Neighbours];
+const CRITERIA: [CriterionKind; 3] = [CriterionKind::Agreement, CriterionKind::Margin, CriterionKind::Greedy];
+const SCOPES: [Scope; 2] = [Scope::KvHead, Scope::QueryHead];
+
+/// The value with number `code`.
+fn named<T: Copy>(table: &[T], code: u32, field: &'static str) -> Result<T, ProfileError> {
+    let problem = "this version knows no such value";
+    table.get(code as usize).copied().ok_or(ProfileError::Field { field, problem })
+}
+
+/// Reads a body that fills `bytes` to the last. Borrows, allocates nothing.
+pub(super) fn read(bytes: &[u8]) -> Result<Body<'_>, ProfileError> {
+    let (wire, rest) = postcard::take_from_bytes::<Wire<'_>>(bytes).map_err(|_| ProfileError::Body)?;
+    if !rest.is_empty() {
+        return Err(ProfileError::Body);
+    }
+    Ok(Body {
+        model: Model {
+            architecture: wire.architecture,
+            layers: wire.layers,
+            query_heads: wire.query_heads,
+            kv_heads: wire.kv_heads,
+            head_dim: wire.head_dim,
+            rotary_dim: wire.rotary_dim,
+            rope_theta: wire.rope_theta,
+            pairing: named(&PAIRINGS, wire.pairing, "model.pairing")?,
+            weights: wire.weights,
+        },
+        criterion: named(&CRITERIA, wire.criterion, "criterion")?,
+        agreement_k: wire.agreement_k,
+        scope: named(&SCOPES, wire.scope, "scope")?,
+        steps: wire.steps,
+        text: wire.text,
+        ranking: wire.ranking,
+        scores: wire.scores,
+        key_scale: wire.key_scale,
+        key_centre: wire.key_centre,
+    })
+}
+
+/// The bytes of a body.
+#[cfg(feature = "alloc")]
+pub(super) fn write(body: &Body<'_>) -> crate::error::Result<alloc::vec::Vec<u8>> {
+    let model = &body.model;
+    let wire = Wire {
+        architecture: model.architecture,
+        layers: model.layers,
+        query_heads: model.query_heads,
+        kv_heads: model.kv_heads,
+        head_dim: model.head_dim,
+        rotary_dim: model.rotary_dim,
+        rope_theta: model.rope_theta,
+        pairing: match model.pairing {
+            Pairing::HalfSplit => 0,
+            Pairing::Interleaved => 1,
+            Pairing::Neighbours => 2,
+        },
+        weights: model.weights,
+        criterion: match body.criterion {
+            CriterionKind::Agreement => 0,
+            CriterionKind::Margin => 1,
+            CriterionKind::Greedy => 2,
+        },
+        agreement_k: body.agreement_k,
+        scope: match body.scope {
+            Scope::KvHead => 0,
+            Scope::QueryHead => 1,
+        },
+        steps: body.steps,
+        text: body.text,
+        ranking: body.ranking,
+        scores: body.scores,
+        key_scale: body.key_scale,
+        key_centre: body.key_centre,
+    };
+    postcard::to_allocvec(&wire)
+        .map_err(|_| crate::error::Error::Range { what: "profile", problem: "it cannot be encoded" })
+}
+
+#[cfg(all(test, feature = "alloc"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_has_its_number() {
+        let model = Model {
+            architecture: "llama",
+            layers: 1,
+            query_heads: 300,
+            kv_heads: 1,
+            head_dim: 2,
+            rotary_dim: 2,
+            rope_theta: 0.5,
+            pairing: Pairing::HalfSplit,
+            weights: u64::MAX,
+        };
+        for pairing in PAIRINGS {
+            for criterion in CRITERIA {
+                for scope in SCOPES {
+                    let body = Body {
+                        model: Model { pairing, ..model },
+                        criterion,
+                        agreement_k: 128,
+                        scope,
+                        steps: 1 << 40,
+                        text: "é",
+                        ranking: &[0, 0],
+                        scores: &[],
+                        key_scale: &[1; 200],
+                        key_centre: &[],
+                    };
+                    let bytes = write(&body).expect("encodes");
+                    assert_eq!(read(&bytes), Ok(body));
+                    assert_eq!(read(&bytes[..bytes.len() - 1]), Err(ProfileError::Body));
+                    assert_eq!(read(&[&bytes[..], &[0]].concat()), Err(ProfileError::Body));
+                }
+            }
+        }
+    }
+}
