@@ -3,20 +3,13 @@
 //! `FASA_MODELS=dir` tries every checkpoint folder of another directory (those with `expected.safetensors`).
 
 mod fixture;
+#[path = "fixture/model.rs"]
+mod model;
 
-use fasa_burn::Device;
-use fasa_burn::checkpoint::Checkpoint;
-use fasa_burn::config::ModelConfig;
 use fasa_burn::method::Method;
-use fasa_burn::model::{Decoder, Logits, to_host};
+use fasa_burn::model::{Logits, to_host};
 use fixture::Fixture;
 use std::path::{Path, PathBuf};
-
-fn load(folder: &Path) -> Decoder {
-    let config = ModelConfig::read(folder).expect("a config");
-    let checkpoint = Checkpoint::open(folder).expect("weights");
-    Decoder::load(config, &checkpoint, &Device::flex(), &mut |_, _| {}).expect("a model")
-}
 
 /// Folders with a checkpoint and its reference, and how far logits may be off in each.
 fn models() -> Vec<(PathBuf, f32)> {
@@ -39,7 +32,7 @@ fn models() -> Vec<(PathBuf, f32)> {
 #[test]
 fn logits_and_greedy_tokens() {
     for (folder, tolerance) in models() {
-        let model = load(&folder);
+        let model = model::load(&folder);
         let expected = Fixture::read(&folder.join("expected.safetensors"));
         let ids = expected.u32("input_ids");
         let want = expected.f32("logits");
@@ -95,7 +88,7 @@ fn shards_equal_one_file() {
     let index = serde_json::json!({ "metadata": {}, "weight_map": weight_map }).to_string();
     std::fs::write(folder.path().join("model.safetensors.index.json"), index).expect("written");
     let logits = |folder: &Path| {
-        let model = load(folder);
+        let model = model::load(folder);
         let mut cache = model.new_cache(8);
         let row = model.forward(&[1, 2, 3], &mut cache, &Method::Dense, Logits::All).expect("runs").expect("logits");
         to_host(row).expect("host")

@@ -122,6 +122,9 @@ impl KvCache {
                 slot.update(|old| {
                     let [heads, _, dim] = old.dims();
                     let new = Tensor::zeros([heads, capacity, dim], &old.device());
+                    if kept == 0 {
+                        return new; // there is no empty slice
+                    }
                     new.slice_assign([0..heads, 0..kept, 0..dim], old.narrow(1, 0, kept))
                 });
             }
@@ -138,6 +141,19 @@ impl KvCache {
         let at = [0..heads, self.len..self.len + new, 0..dim];
         self.layers[layer].keys.update(|cache| cache.slice_assign(at.clone(), keys));
         self.layers[layer].values.update(|cache| cache.slice_assign(at, values));
+    }
+
+    /// Appends `new` rows of zeros to every layer: a context of any length for measurements, without reading a text.
+    pub fn append_zeros(&mut self, new: usize) {
+        self.reserve(new);
+        for layer in 0..self.layers.len() {
+            let (keys, _) = self.layer(layer);
+            let [heads, _, dim] = keys.dims();
+            let rows = Tensor::zeros([heads, new, dim], &keys.device());
+            drop(keys); // a second handle would make the write copy the cache
+            self.write(layer, rows.clone(), rows);
+        }
+        self.advance(new);
     }
 
     /// Counts `new` more tokens as held.
@@ -211,5 +227,61 @@ impl SketchLayer {
             self.scales.update(|scales| scales.slice_assign(at, rows.scales));
         }
         self.len = seen;
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use burn::tensor::TensorData;
+
+    fn config() -> ModelConfig {
+        let json = include_bytes!("../../fixtures/nano/config.json");
+        ModelConfig::from_json(json, std::path::Path::new("config.json")).expect("valid")
+    }
+
+    fn append(cache: &mut KvCache, rows: std::ops::Range<usize>) {
+        let device = Device::flex();
+        let (config, new) = (config(), rows.len());
+        let shape = [config.num_key_value_heads, new, config.head_dim];
+        let number = |head: usize, row: usize, d: usize| (head * 1000 + row * 10 + d) as f32;
+        for layer in 0..config.num_hidden_layers {
+            let numbers = (0..shape[0]).flat_map(|h| {
+                rows.clone().flat_map(move |r| (0..shape[2]).map(move |d| number(h, r, d) + layer as f32))
+            });
+            let keys = Tensor::from_data(TensorData::new(numbers.collect::<Vec<f32>>(), shape), &device);
+            cache.reserve(new);
+            cache.write(layer, keys.clone(), keys.neg());
+        }
+        cache.advance(new);
+    }
+
+    fn rows(cache: &KvCache, layer: usize) -> (Vec<f32>, Vec<f32>) {
+        let (keys, values) = cache.rows(layer);
+        (keys.into_data().try_to_vec().expect("f32"), values.into_data().try_to_vec().expect("f32"))
+    }
+
+    #[test]
+    fn appends_in_pieces_and_growing_equal_one_append() {
+        let mut whole = KvCache::new(&config(), 40, &Device::flex());
+        append(&mut whole, 0..37);
+        let mut pieces = KvCache::new(&config(), 1, &Device::flex());
+        for piece in [0..1, 1..2, 2..9, 9..10, 10..37] {
+            append(&mut pieces, piece);
+        }
+        for layer in [0, 5] {
+            assert_eq!(rows(&whole, layer), rows(&pieces, layer));
+        }
+    }
+
+    #[test]
+    fn truncated_rows_are_overwritten() {
+        let mut cache = KvCache::new(&config(), 8, &Device::flex());
+        append(&mut cache, 0..6);
+        let before = rows(&cache, 3);
+        cache.truncate(2);
+        assert_eq!(cache.len(), 2);
+        append(&mut cache, 2..6);
+        assert_eq!(rows(&cache, 3), before);
     }
 }

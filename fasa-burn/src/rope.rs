@@ -60,7 +60,7 @@ mod tests {
         let numbers: Vec<f32> = (0..len * heads * dim).map(|i| (i as f32 * 0.7).sin()).collect();
         let x = Tensor::from_data(TensorData::new(numbers.clone(), [len, heads, dim]), &device);
         let rope = Rope::new(1e4, dim);
-        let got = rope.angles(from, len, &device).rotate(x).into_data().to_vec::<f32>().expect("f32");
+        let got = rope.angles(from, len, &device).rotate(x).into_data().try_to_vec::<f32>().expect("f32");
         let chunks = Chunks::new(dim, dim, Pairing::HalfSplit).expect("valid");
         let mut want = numbers;
         for (row, values) in want.chunks_exact_mut(dim).enumerate() {

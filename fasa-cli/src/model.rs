@@ -56,7 +56,7 @@ impl LanguageModel {
             );
         }
         let config = ModelConfig::read(&folder)?;
-        let tokenizer = Tokenizer::read(&folder.join("tokenizer.json"))?;
+        let tokenizer = Tokenizer::read(folder.join("tokenizer.json"))?;
         tokenizer.check_vocab(config.vocab_size)?;
         let checkpoint = Checkpoint::open(&folder)?;
         let decoder = Decoder::load(config, &checkpoint, &device, &mut progress)?;

@@ -6,7 +6,7 @@ use crate::tip;
 use fasa_core::config::Scope;
 use fasa_core::policy::{CachePolicy, Memory, Plan, Selection, Step};
 use fasa_core::select::scratch_len;
-use fasa_core::sketch::fold_query;
+use fasa_core::sketch::{Precision, fold_query};
 use fasa_core::{Error, Result, Rows};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -94,7 +94,14 @@ pub fn fasa_decode(
                 return Err(Error::Range { what: "sketch", problem: "it was made for another plan" });
             }
             let scores = &mut scratch.scores[first * len..(first + queries_per_sketch) * len];
-            tip::score(&rows, &scratch.folded, scores);
+            if rows.precision() == Precision::F32 {
+                // The exact format is there to compare with: it sums in the reference's order, to the bit.
+                for (folded, scores) in scratch.folded.chunks_exact(channels).zip(scores.chunks_exact_mut(len)) {
+                    fasa_core::sketch::score(&rows, folded, scores)?;
+                }
+            } else {
+                tip::score(&rows, &scratch.folded, scores);
+            }
         }
         let importance = match config.token_scope {
             Scope::KvHead if group > 1 => {
@@ -191,7 +198,7 @@ mod tests {
     use fasa_core::criterion::{CriterionKind, Margin, Observation, Tally};
     use fasa_core::policy::{Fasa, Full, Oracle, OwnedPlan, Ranked};
     use fasa_core::profile::{Model, Profile};
-    use fasa_core::sketch::{Precision, quantize_row};
+    use fasa_core::sketch::quantize_row;
     use fasa_core::{Guarantees, Pairing};
     use proptest::prelude::*;
 

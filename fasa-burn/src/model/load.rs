@@ -41,7 +41,7 @@ impl Decoder {
             let name = |part: &str| format!("model.layers.{i}.{part}.weight");
             let keys = checkpoint.tensor_f32(&name("self_attn.k_proj"), &[kv, hidden])?;
             if i == 0 || i == last {
-                hash = hash.add(keys.iter().copied());
+                hash = hash.with(keys.iter().copied());
             }
             let mut qkv = checkpoint.tensor_f32(&name("self_attn.q_proj"), &[query, hidden])?;
             qkv.extend(keys);
@@ -98,7 +98,7 @@ impl Source<'_> {
 
     fn norm(&self, name: &str, width: usize, eps: f64, hash: WeightsHash) -> Result<(RmsNorm, WeightsHash)> {
         let weights = self.checkpoint.tensor_f32(name, &[width])?;
-        let hash = hash.add(weights.iter().copied());
+        let hash = hash.with(weights.iter().copied());
         Ok((RmsNorm::new(self.upload(weights, [1, width]), eps), hash))
     }
 }
@@ -109,7 +109,8 @@ fn refuse_unknown(checkpoint: &Checkpoint, tied: bool) -> Result<()> {
         .unread()
         .into_iter()
         // Older checkpoints store the rotary frequencies, and a copy of tied embeddings.
-        .filter(|name| !name.ends_with("rotary_emb.inv_freq") && !(tied && *name == "lm_head.weight"))
+        .filter(|name| !name.ends_with("rotary_emb.inv_freq"))
+        .filter(|name| !tied || *name != "lm_head.weight")
         .collect();
     if unknown.is_empty() {
         return Ok(());

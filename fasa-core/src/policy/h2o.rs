@@ -3,13 +3,13 @@
 use super::evicting::prepare;
 use super::{EvictingPolicy, Memory, Pass, Phase, Residents};
 use crate::budget::Guarantees;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Keeps *heavy hitters*, the rows with most attention accumulated since they came (paper, section 4), and the most recent
 /// rows, half of the budget each.
 ///
 /// Accumulated attention is the sum of a row's weights over all tokens and query heads that [`evict`](EvictingPolicy::evict)
-/// was shown, so every token is to be shown once. For a prompt the publication adds up all its queries: that costs
+/// was shown; a token counts at the first call after it was appended. For a prompt the publication adds up all its queries: that costs
 /// O(n² head_dim). Showing only a window of the last ones ([`with_window`](Self::with_window)) costs less and favours what
 /// the prompt's end looks at, as [`SnapKv`](super::SnapKv) does. A decode step costs O(G n head_dim), or O(G n) where the
 /// engine brings the weights.
@@ -57,8 +57,12 @@ impl EvictingPolicy for H2o {
         memory: &mut Memory<'_>,
     ) -> Result<usize> {
         let ([heavy, scratch, _], entries) = prepare(pass, budget, residents, memory)?;
+        if pass.window() == 0 {
+            return Err(Error::Missing { what: "attention" });
+        }
         let window = if pass.phase() == Phase::Prefill { self.window } else { usize::MAX };
-        pass.add_weights(window, scratch, residents.notes())?;
+        let fresh = residents.take_fresh();
+        pass.add_weights(window.min(fresh), scratch, residents.notes())?;
         if residents.len() <= budget {
             return Ok(residents.keep_all());
         }

@@ -10,6 +10,8 @@ struct Counts {
     seen: usize,
     /// Rows that are where they were before the last eviction; the others have moved down.
     unmoved: usize,
+    /// Rows appended since a policy last took note of them.
+    fresh: usize,
 }
 
 /// The rows of one cache head, oldest first: for each its token's position, one number that a policy notes down, and the
@@ -74,7 +76,7 @@ impl Residents<'_> {
             self.positions[row] = position as u32;
             self.notes[row] = 0.0;
         }
-        *self.counts = Counts { rows: now, seen, unmoved: self.counts.unmoved };
+        *self.counts = Counts { rows: now, seen, fresh: self.counts.fresh + rows, ..*self.counts };
         self.stay();
         Ok(())
     }
@@ -106,6 +108,11 @@ impl Residents<'_> {
     /// The number that the policy notes down for each row; 0 for a new one. Moves along with its row.
     pub fn notes(&mut self) -> &mut [f32] {
         &mut self.notes[..self.counts.rows]
+    }
+
+    /// Rows appended since this was last asked, for policies that add something up once per token.
+    pub fn take_fresh(&mut self) -> usize {
+        core::mem::take(&mut self.counts.fresh)
     }
 
     /// Keeps the rows that `choose` writes, ascending and with the newest among them; it returns how many. Returns that
@@ -185,7 +192,7 @@ pub struct ResidentArray<const N: usize> {
 impl<const N: usize> ResidentArray<N> {
     /// A book without rows.
     pub const fn new() -> Self {
-        let counts = Counts { rows: 0, seen: 0, unmoved: 0 };
+        let counts = Counts { rows: 0, seen: 0, unmoved: 0, fresh: 0 };
         Self { counts, positions: [0; N], sources: [0; N], notes: [0.0; N] }
     }
 
@@ -275,6 +282,7 @@ mod tests {
         rows.compact(&mut data, 2).expect("rows");
         assert_eq!((data, rows.notes().to_vec()), (before, [0.0, 1.0, 3.0, 5.0, 0.0, 0.0].to_vec()));
         assert!(rows.append(3).is_err());
+        assert_eq!((rows.take_fresh(), rows.take_fresh()), (8, 0));
 
         // A policy that goes astray changes nothing.
         for wrong in [&[0u32, 1][..], &[5, 5], &[3, 1, 5], &[6], &[]] {

@@ -15,10 +15,10 @@ use crate::rows::Rows;
 /// - **Importance** I: attention weights of the observation tokens' queries over the rows before those tokens, scaled to
 ///   add up to 1 there; of the group's query heads the largest (the code takes the largest logit before the softmax, which
 ///   is the same for one query head and needs logits for more); mean over the tokens; max-pooled over 7 rows.
-/// - **Redundancy** R: cosine similarities of every row's key to every other. A row that has similar rows (cosine above
-///   1/2) does not count against the newest of them, so of several copies the newest survives. (The code makes the same
-///   exception for row 0 where a row has no similar one; here there is none then.) The mean over the rows, then a softmax
-///   over all rows.
+/// - **Redundancy** R: cosine similarities of every row's key to every other, but where rows are similar (cosine above
+///   1/2) a row does not count against the newest of those similar to it: of many copies the oldest are the most redundant
+///   and the newest is not. (The code makes the same exception for row 0 where a row has no similar one; here there is
+///   none then.) The mean over the rows, then a softmax over all rows.
 /// - Rows pile up in a **buffer** and are evicted when it is full, so a cache head holds up to budget + buffer rows
 ///   ([`slack`](EvictingPolicy::slack)); a prompt is cut down to the budget at once.
 ///

@@ -79,7 +79,7 @@ impl Default for WeightsHash {
 impl WeightsHash {
     /// Adds a tensor's numbers in storage order.
     #[must_use]
-    pub fn add(self, weights: impl IntoIterator<Item = f32>) -> Self {
+    pub fn with(self, weights: impl IntoIterator<Item = f32>) -> Self {
         let hash = weights
             .into_iter()
             .flat_map(|w| w.to_bits().to_le_bytes())
