@@ -101,6 +101,7 @@ fn argmax(row: &[f32]) -> u32 {
     best.expect("not empty").0 as u32
 }
 
+#[allow(clippy::print_stdout)] // shown by `--nocapture`: how far from the reference
 fn compare(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
     assert_eq!(got.len(), want.len(), "{what}");
     let worst = got.iter().zip(want).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);

@@ -12,13 +12,13 @@ fn main() -> ExitCode {
         Ok(cancel) => cancel,
         Err(error) => return terminal::fail(&error),
     };
-    match cli.run(&cancel) {
-        Ok(()) if cancel.is_cancelled() => ExitCode::from(interrupt::STATUS),
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) if cancel.is_cancelled() => {
+    let result = cli.run(&cancel);
+    match result {
+        _ if cancel.is_cancelled() => {
             terminal::note("stopped");
             ExitCode::from(interrupt::STATUS)
         }
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => terminal::fail(&error),
     }
 }

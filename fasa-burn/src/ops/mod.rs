@@ -1,6 +1,7 @@
 //! The operations that Burn lacks, as a backend extension: one trait, one implementation per backend.
 //!
 //! A cache here is `[kv_heads, capacity, head_dim]`, one sequence; `len` says how many rows of it are in use.
+#![cfg_attr(feature = "ndarray", allow(deprecated))] // upstream deprecates NdArray; it stays as a reference
 
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod cpu;

@@ -101,7 +101,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     let prefill_seconds = started.elapsed().as_secs_f64();
 
     if text_mode {
-        report::text(format_args!("\n{}", style(instance.question.trim()).bold()))?;
+        terminal::stream(&format!("\n{}", style(instance.question.trim()).bold())).context("cannot write to stdout")?;
     }
     let mut answer = |method: &Method, streaming: bool| -> Result<String> {
         cache.truncate(before.len());

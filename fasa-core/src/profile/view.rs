@@ -147,20 +147,21 @@ impl<'a> ProfileView<'a> {
     }
 
     fn table(&self, bytes: &'a [u8], layer: usize, row: usize, size: usize) -> &'a [u8] {
-        if row >= self.rows {
+        if layer >= self.body.model.layers as usize || row >= self.rows {
             return &[];
         }
+        // Within the table, whose size was checked: no product overflows.
         let length = size * self.body.model.head_dim as usize / 2;
-        let start = (layer * self.rows + row).saturating_mul(length);
-        bytes.get(start..start.saturating_add(length)).unwrap_or(&[])
+        let start = (layer * self.rows + row) * length;
+        bytes.get(start..start + length).unwrap_or(&[])
     }
 
     fn channel(&self, table: &[u8], layer: usize, kv_head: usize, channel: usize) -> Option<f32> {
         let (heads, dim) = (self.body.model.kv_heads as usize, self.body.model.head_dim as usize);
-        if kv_head >= heads || channel >= dim {
+        if layer >= self.body.model.layers as usize || kv_head >= heads || channel >= dim {
             return None;
         }
-        let at = 4 * ((layer.checked_mul(heads)? + kv_head) * dim + channel);
+        let at = 4 * ((layer * heads + kv_head) * dim + channel);
         let b = table.get(at..at + 4)?;
         Some(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
     }

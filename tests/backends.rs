@@ -1,0 +1,51 @@
+//! Backends against each other: the same model gives the same logits, dense and sparse, and attends to the same tokens.
+//!
+//! `cargo test -p fasa-burn --features ndarray --test backends`
+
+mod fixture;
+#[path = "fixture/model.rs"]
+mod model;
+
+use fasa_burn::Device;
+use fasa_burn::method::Method;
+use fasa_burn::model::{Logits, Watch, to_host};
+use fasa_burn::ops::Recorder;
+use fasa_core::profile::ProfileView;
+use fasa_core::{Budget, FasaConfig};
+use fasa_cpu::Selected;
+
+const TOLERANCE: f32 = 1e-3;
+
+/// Logits of a prompt and of the steps after it, and the tokens that the steps attended to.
+fn run(device: &Device, config: FasaConfig, profile: &str) -> (Vec<f32>, Vec<(usize, Selected)>) {
+    let folder = fixture::folder().join("nano");
+    let model = model::load_on(&folder, device);
+    let profile = std::fs::read(folder.join(profile)).expect("a profile");
+    let view = ProfileView::parse(&profile).expect("a profile");
+    let method = Method::fasa(&view, config, Budget::Tokens(24)).expect("it fits");
+    let ids = fixture::Fixture::read(&folder.join("expected.safetensors")).u32("input_ids");
+    let prompt: Vec<u32> = ids.iter().cycle().take(150).copied().collect();
+    let (mut cache, recorder) = (model.new_cache(1), Recorder::default());
+    let logits = model.forward(&prompt, &mut cache, &Method::Dense, Logits::All).expect("runs").expect("logits");
+    let mut all = to_host(logits).expect("host");
+    for token in &ids[..6] {
+        let mut watch = Watch { observer: None, recorder: Some(recorder.clone()) };
+        let row = model.forward_watched(&[*token], &mut cache, &method, Logits::Last, &mut watch);
+        all.extend(to_host(row.expect("runs").expect("logits")).expect("host"));
+    }
+    let selected = recorder.lock().expect("not poisoned").clone();
+    (all, selected)
+}
+
+#[test]
+#[allow(deprecated)] // NdArray is deprecated upstream and kept as the second reference
+fn ndarray_agrees_with_flex() {
+    for (config, profile) in [(FasaConfig::DEFAULT, "fasa-default.profile"), (FasaConfig::PAPER, "fasa-paper.profile")]
+    {
+        let (flex, flex_tokens) = run(&Device::flex(), config, profile);
+        let (ndarray, ndarray_tokens) = run(&Device::ndarray(), config, profile);
+        let worst = flex.iter().zip(&ndarray).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < TOLERANCE, "{profile}: a logit differs by {worst}");
+        assert_eq!(flex_tokens, ndarray_tokens, "{profile}");
+    }
+}
