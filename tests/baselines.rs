@@ -164,8 +164,7 @@ fn streaming_selects_and_evicts_the_same() {
         let mut rows = book.view();
         rows.append(case.tokens).expect("room");
         let pass = Pass::new(Phase::Prefill, case.rows(&case.k, head), Attention::None);
-        let mut scores = vec![0.0; Memory::scores_len(2, case.tokens)];
-        let mut memory = Memory { scores: &mut scores, entries: &mut [] };
+        let mut memory = Memory { scores: &mut [], entries: &mut [] };
         Streaming::default().evict(&pass, case.budget, &mut rows, &mut memory).expect("fits");
         assert!(rows.positions().eq(want), "{}", case.file.name);
     });

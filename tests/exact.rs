@@ -85,10 +85,7 @@ impl Nano {
 
 /// Positions per layer and query head, whatever the grouping of lists.
 fn per_head(selected: &[(usize, Selected)], heads: usize) -> Vec<(usize, Vec<u32>)> {
-    let lists = selected.iter().flat_map(|(layer, s)| {
-        assert_eq!(s.positions.len(), s.sets * s.kept);
-        s.positions.chunks_exact(s.kept).map(|list| (*layer, list.to_vec()))
-    });
+    let lists = selected.iter().flat_map(|(layer, s)| s.lists().map(|list| (*layer, list.to_vec())));
     let lists: Vec<_> = lists.collect();
     assert_eq!(lists.len() % heads, 0);
     lists

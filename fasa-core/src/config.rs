@@ -121,6 +121,16 @@ impl Default for FasaConfig {
 mod tests {
     use super::*;
 
+    #[cfg(feature = "serde")]
+    #[test]
+    fn settings_come_back() {
+        for config in [FasaConfig::DEFAULT, FasaConfig::PAPER] {
+            let mut bytes = [0; 32];
+            let written = postcard::to_slice(&config, &mut bytes).expect("fits");
+            assert_eq!(postcard::from_bytes::<FasaConfig>(written), Ok(config));
+        }
+    }
+
     #[test]
     fn chunk_counts() {
         for (count, chunks, want) in [

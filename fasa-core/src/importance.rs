@@ -77,8 +77,7 @@ pub fn softmax(scores: &mut [f32], scale: f32) {
     // for the next one (Kahan).
     let (mut total, mut lost) = (0.0f32, 0.0f32);
     for score in scores.iter_mut() {
-        // Not `clamp`: it would let a NaN through.
-        let finite = score.max(f32::NEG_INFINITY).min(f32::MAX);
+        let finite = if score.is_nan() { f32::NEG_INFINITY } else { score.min(f32::MAX) };
         *score = if finite == f32::NEG_INFINITY { 0.0 } else { libm::expf((finite - max) * scale) };
         let add = *score - lost;
         let next = total + add;

@@ -7,18 +7,28 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`rope`] | rotary layouts, and the *chunk*: the two dimensions that RoPE rotates together |
-//! | [`criterion`] | how dominant a chunk is: contextual agreement (the paper) and attention margin |
+//! | [`criterion`] | how dominant a chunk is: contextual agreement (the paper), attention margin, greedy sets |
 //! | [`profile`] | the file that calibration writes and everything else reads |
 //! | [`importance`] | scorers: one number per past token |
 //! | [`sketch`] | the low-precision copy of the dominant chunks that scoring reads |
 //! | [`select`] | the best N of n scores, in caller-provided scratch |
-//! | [`budget`] | how many tokens a step may read, and which are always among them |
-//! | [`policy`] | [`policy::CachePolicy`] and one file per method |
+//! | [`budget`] | how many tokens a step may read, in which layer, and which are always among them |
+//! | [`policy`] | the traits [`policy::CachePolicy`] (selects) and [`policy::EvictingPolicy`] (drops for good), one file per method |
 //! | [`attend`] | reference attention over chosen rows, for tests and tiny targets |
 //!
 //! # Features
-//! `alloc` adds what must own memory (writing profiles, accumulators), `std` implies it. Without either, everything
-//! that scores, selects and reads profiles still works.
+//! Each only adds. Without any, everything that scores, selects, evicts and reads profiles works in memory that the caller
+//! provides: slices, or values of constant size ([`policy::MemoryArray`], [`policy::ResidentArray`],
+//! [`select::top_n_fixed`]).
+//!
+//! - `alloc`: what must own memory, such as writing profiles (`profile::Profile`) and accumulators (`criterion::Tally`).
+//! - `serde`: `Serialize` and `Deserialize` on settings and exports. The crate `serde` itself is always there, since the
+//!   profile reader decodes with it (through postcard, without allocating); the feature only adds the public impls.
+//! - `std`: both, and their `std` support. The default.
+//!
+//! Floating-point functions come from `libm` in every build, so that a target without `std` selects the same tokens.
+//!
+//! Rust 1.87 or later, which is what `heapless` 0.9 asks for.
 #![no_std]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]

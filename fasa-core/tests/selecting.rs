@@ -2,7 +2,7 @@
 
 mod cases;
 
-use cases::{Head, contains_all, dot, is_ascending, is_best, mean_softmax, softmax};
+use cases::{Head, contains_all, is_ascending, is_best, mean_softmax, softmax};
 use fasa_core::budget::TopP;
 use fasa_core::config::ChunkCount;
 use fasa_core::importance::Importance;
@@ -296,6 +296,7 @@ fn quest_refuses_what_does_not_fit() {
 /// FASA's scorer, with and without a sketch.
 #[cfg(feature = "alloc")]
 mod fasa {
+    use super::cases::dot;
     use super::*;
     use fasa_core::config::FasaConfig;
     use fasa_core::criterion::{CriterionKind, Margin, Observation, Tally};

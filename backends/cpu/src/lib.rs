@@ -13,8 +13,12 @@ pub mod exp;
 pub mod fasa;
 pub mod isa;
 pub mod layer;
-pub mod tip;
+pub mod policy;
+pub mod selected;
+mod tip;
 
 pub use attention::dense_decode;
-pub use fasa::{Selected, fasa_decode, policy_decode};
+pub use fasa::fasa_decode;
 pub use layer::{LayerCache, LayerSketch};
+pub use policy::policy_decode;
+pub use selected::Selected;

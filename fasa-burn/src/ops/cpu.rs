@@ -84,7 +84,7 @@ pub(super) fn fasa(queries: &[f32], cache: Cache<'_>, codes: &[u8], scales: &[u8
         let sketch = LayerSketch::new(codes, scales, plan.config().precision, plan.chunks(), plan.rows(), capacity)?;
         let rows = cache.rows(step.len)?;
         let selected = fasa_decode(step.layer, queries, &rows, &sketch, &plan, step.budget, out)?;
-        note(&step.recorder, step.layer, [selected]);
+        note(&step.recorder, step.layer, selected);
         Ok(())
     })
 }

@@ -81,9 +81,8 @@ pub struct PolicyStep {
     pub status: Status,
 }
 
-pub(crate) fn note(recorder: &Option<Recorder>, layer: usize, selected: impl IntoIterator<Item = Selected>) {
+pub(crate) fn note(recorder: &Option<Recorder>, layer: usize, selected: Selected) {
     if let Some(recorder) = recorder {
-        let mut recorded = recorder.lock().unwrap_or_else(PoisonError::into_inner);
-        recorded.extend(selected.into_iter().map(|s| (layer, s)));
+        recorder.lock().unwrap_or_else(PoisonError::into_inner).push((layer, selected));
     }
 }

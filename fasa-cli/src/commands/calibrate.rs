@@ -81,8 +81,9 @@ enum Judge {
 
 impl Judge {
     /// What serves a criterion best. Agreement counts every step alike, so steps that fetch nothing drown those that do: on
-    /// nano at 2,048 tokens, budget 128, the paper's preset then answers 1 of 32 questions instead of 30. The margin weighs
-    /// a step by how much it depends on what it attends to, and profits from prose.
+    /// nano at 2,048 tokens and a budget of 128 the paper's preset then answers 3 of 64 `kv` and `needle` questions, 54
+    /// when only answers are judged. The margin weighs a step by how much depends on what it attends to, and profits from
+    /// prose.
     fn best_for(criterion: CriterionKind) -> Self {
         if criterion == CriterionKind::Agreement { Judge::Answers } else { Judge::Everything }
     }

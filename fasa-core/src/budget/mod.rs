@@ -90,7 +90,7 @@ impl Guarantees {
     /// Picks `budget` tokens: the guaranteed ones, then the best by `scores`. Writes them ascending to `out` and returns
     /// how many. `scores` has one entry per token seen; the last token is the current one.
     ///
-    /// Time O(n + budget log budget), no allocation; `scratch` as for [`top_n`](crate::select::top_n).
+    /// Time O(n + budget log budget), no allocation; `scratch` as for [`top_n`].
     ///
     /// # Errors
     /// [`Error::Capacity`] if `scratch` or `out` is too small.

@@ -11,7 +11,7 @@ pub enum Schedule {
     /// Every layer gets the same.
     #[default]
     Uniform,
-    /// PyramidKV (arXiv 2406.02069, section 4): an arithmetic sequence from the lowest layer down to the highest, which
+    /// PyramidKV (arXiv 2406.02069): an arithmetic sequence from the lowest layer down to the highest, which
     /// gets the budget divided by `beta`. Attention is spread wide in low layers and narrows towards high ones.
     Pyramid {
         /// Mean budget divided by that of the highest layer, at least 1. 1 is uniform.

@@ -8,7 +8,7 @@ use crate::select::Score;
 /// `least` and no more than `most`.
 ///
 /// A head that looks at three tokens then reads three, one that looks everywhere reads `most` (the idea of nucleus
-/// sampling, arXiv 1904.09751 section 3.1, applied to attention as in Twilight, arXiv 2502.02770).
+/// sampling, arXiv 1904.09751, applied to attention as in Twilight, arXiv 2502.02770).
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct TopP {

@@ -111,6 +111,46 @@ mod tests {
     use super::*;
     use crate::rope::{Chunks, Pairing};
     use crate::rows::Rows;
+    use proptest::prelude::*;
+    use std::vec;
+    use std::vec::Vec;
+
+    proptest! {
+        // Small integers: every sum is exact, so ties are real ties.
+        #[test]
+        fn equals_the_definition(
+            half in 1usize..6, n in 1usize..40, k in 1usize..50, set in prop::collection::vec(0u16..6, 0..4),
+            numbers in prop::collection::vec((-3i8..4).prop_map(f32::from), 10 * 41),
+        ) {
+            let dim = 2 * half;
+            let chunks = Chunks::new(dim, dim, Pairing::HalfSplit).expect("valid");
+            let (query, keys) = (&numbers[..dim], Rows::contiguous(&numbers[10..10 + n * dim], dim).expect("divides"));
+            let step = Observation { query, keys, chunks: &chunks };
+            let agreement = Agreement::new(k).expect("positive");
+            let (scores, entries, positions) = agreement.workspace_len(n);
+            let (mut scores, mut entries, mut positions) = (vec![0.0; scores], vec![0; entries], vec![0; positions]);
+            let mut workspace = Workspace { scores: &mut scores, entries: &mut entries, positions: &mut positions };
+
+            let top = |score: &dyn Fn(&[f32]) -> f32| -> Vec<usize> {
+                let mut order: Vec<usize> = (0..n).collect();
+                let scores: Vec<f32> = keys.iter().map(score).collect();
+                order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
+                order.truncate(k);
+                order
+            };
+            let one = |key: &[f32], i: usize| query[i] * key[i] + query[i + half] * key[i + half];
+            let whole = top(&|key| (0..half).map(|i| one(key, i)).sum::<f32>() + 0.0);
+            let share = |part: Vec<usize>| part.iter().filter(|t| whole.contains(t)).count() as f64 / k.min(n) as f64;
+            let mut sums = vec![0.25; half];
+            agreement.observe(&step, &mut workspace, &mut sums).expect("fits");
+            for (i, sum) in sums.iter().enumerate() {
+                prop_assert_eq!(*sum, 0.25 + share(top(&|key| one(key, i) + 0.0)));
+            }
+            let set: Vec<u16> = set.into_iter().filter(|c| usize::from(*c) < half).collect();
+            let want = share(top(&|key| set.iter().map(|c| one(key, usize::from(*c))).sum::<f32>() + 0.0));
+            prop_assert_eq!(agreement.compound(&step, &set, &mut workspace), Ok(want));
+        }
+    }
 
     #[test]
     fn counts_shared_tokens() {

@@ -20,7 +20,7 @@ use crate::select::{scratch_len, top_n};
 /// chunk can add to that. Skipped rounds, and all after the last greedy one, take the next chunk by its agreement alone,
 /// which round 0 has measured. F rounds suffice for profiles that are used with at most F chunks.
 ///
-/// It needs all observations at once, so unlike the other criteria it has no [`Tally`](super::Tally) that adds up over
+/// It needs all observations at once, so unlike the other criteria it has no `Tally` that adds up over
 /// samples or machines: bring the observations together instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Greedy {
@@ -32,7 +32,7 @@ impl Greedy {
     /// Compares the best `k` tokens; ranks all chunks greedily.
     ///
     /// # Errors
-    /// [`Error::Range`] for `k == 0`.
+    /// [`Error::Range`](crate::Error::Range) for `k == 0`.
     pub fn new(k: usize) -> Result<Self> {
         Ok(Self { agreement: Agreement::new(k)?, rounds: usize::MAX })
     }
@@ -235,7 +235,7 @@ mod tests {
             let mut rest: Vec<u16> = (0..half as u16).collect();
             rest.sort_by_key(|c| (core::cmp::Reverse(hits(agreement, &steps, &[*c])), *c));
             let (mut set, mut reached) = (Vec::new(), 0);
-            for place in 0..half {
+            for (place, score) in scores.iter().enumerate() {
                 let with = |c: u16| [&set[..], &[c]].concat();
                 let next = if place < rounds && reached < total {
                     *rest.iter().max_by_key(|c| (hits(agreement, &steps, &with(**c)), core::cmp::Reverse(**c))).expect("left")
@@ -245,7 +245,7 @@ mod tests {
                 rest.retain(|c| *c != next);
                 set = with(next);
                 reached = hits(agreement, &steps, &set);
-                prop_assert!((scores[place] - reached as f64 / total as f64).abs() < 1e-12);
+                prop_assert!((score - reached as f64 / total as f64).abs() < 1e-12);
             }
             prop_assert_eq!(&ranking, &set);
             prop_assert_eq!(scores[half - 1], 1.0, "all chunks together are the whole head");

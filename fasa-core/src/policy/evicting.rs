@@ -243,17 +243,23 @@ pub trait EvictingPolicy {
     ) -> Result<usize>;
 }
 
-/// Checks what every policy here checks, and cuts the scores into three rows of n.
+/// What every policy here checks.
+pub(super) fn check(pass: &Pass<'_>, budget: usize, residents: &Residents<'_>) -> Result<()> {
+    pass.validate(residents)?;
+    if budget == 0 {
+        return Err(Error::Range { what: "budget", problem: "the newest row always remains" });
+    }
+    Ok(())
+}
+
+/// [`check`], and the scores cut into three rows of n.
 pub(super) fn prepare<'m>(
     pass: &Pass<'_>,
     budget: usize,
     residents: &Residents<'_>,
     memory: &'m mut Memory<'_>,
 ) -> Result<([&'m mut [f32]; 3], &'m mut [u64])> {
-    pass.validate(residents)?;
-    if budget == 0 {
-        return Err(Error::Range { what: "budget", problem: "the newest row always remains" });
-    }
+    check(pass, budget, residents)?;
     let n = residents.len();
     expect_capacity("memory.scores", memory.scores.len(), 3 * n)?;
     let (first, rest) = memory.scores.split_at_mut(n);

@@ -5,7 +5,7 @@ use super::{EvictingPolicy, Memory, Pass, Phase, Residents};
 use crate::budget::Guarantees;
 use crate::error::{Error, Result};
 
-/// Keeps *heavy hitters*, the rows with most attention accumulated since they came (paper, section 4), and the most recent
+/// Keeps *heavy hitters*, the rows with most attention accumulated since they came, and the most recent
 /// rows, half of the budget each.
 ///
 /// Accumulated attention is the sum of a row's weights over all tokens and query heads that [`evict`](EvictingPolicy::evict)

@@ -174,7 +174,7 @@ impl<'a> Selection<'a> {
 /// Memory that selecting needs, provided by the caller and reused between calls.
 #[derive(Debug)]
 pub struct Memory<'s> {
-    /// Scores: `[sets, n]` numbers, and n more.
+    /// Scores: `[sets, n]` numbers, and n more; for policies that evict, as for two sets.
     pub scores: &'s mut [f32],
     /// At least [`scratch_len`](crate::select::scratch_len)`(budget)` entries.
     pub entries: &'s mut [u64],

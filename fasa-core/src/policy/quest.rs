@@ -27,7 +27,7 @@ pub const PAGE: usize = 16;
 const LEAST_PAGES: usize = 3;
 
 /// Selects whole pages of 16 tokens. A page's score is the upper bound of `q.k` over the box of its keys,
-/// `Σ_c max(q_c min_c, q_c max_c)` (paper, section 3.3, algorithm 1); the best `max(3, budget / 16)` pages are kept.
+/// `Σ_c max(q_c min_c, q_c max_c)` (paper, algorithm 1); the best `max(3, budget / 16)` pages are kept.
 ///
 /// Reads `2 d` numbers per page instead of `d` per token. It keeps those minima and maxima itself and extends them at every
 /// call by the tokens that came since, so every step of a sequence must be shown, or at least follow from those shown: say

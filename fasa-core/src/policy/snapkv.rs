@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 
 /// Compresses the prompt once: the queries of its last tokens, the *observation window*, vote for earlier rows.
 ///
-/// A row's vote is its attention weight summed over the window (paper, section 4.1) and the group's query heads; votes are
+/// A row's vote is its attention weight summed over the window and the group's query heads; votes are
 /// max-pooled over neighbouring rows, so that what is kept is kept with its surroundings; the best rows before the window
 /// and the window itself make up the budget. While decoding nothing is evicted: the cache grows by the answer.
 ///

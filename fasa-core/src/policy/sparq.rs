@@ -13,7 +13,8 @@ use crate::rows::Rows;
 /// Scores are scaled so that `softmax(S/√d)` is the paper's estimate of the attention, whose temperature is
 /// `√(d Σ|q_r| / Σ|q|)`. A step reads r of d numbers of every key; an engine that wants the saving keeps a second copy of
 /// the keys, channel by channel. [`attend`](Self::attend) is the attention that belongs to it, with the mean-value
-/// correction.
+/// correction. Takes 6 KiB of stack, whatever the
+/// head dimension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sparq {
     components: ChunkCount,
@@ -80,7 +81,7 @@ impl Sparq {
         Ok(())
     }
 
-    /// Attention over `positions`, corrected by the mean value (paper, equation 8): the tokens not read stand for the share
+    /// Attention over `positions`, corrected by the mean value (paper, algorithm 1, step 3): the tokens not read stand for the share
     /// `1 − alpha` of the attention, and for want of their values get the mean of all values.
     /// `out = alpha * attention + (1 − alpha) * mean_value`, with alpha the estimated attention on `positions`.
     ///

@@ -1,6 +1,6 @@
 //! StreamingLLM (arXiv 2309.17453): the first tokens and the most recent ones.
 
-use super::evicting::prepare;
+use super::evicting::check;
 use super::{CachePolicy, EvictingPolicy, Memory, Pass, Phase, Residents, Selection, Step};
 use crate::config::Scope;
 use crate::error::Result;
@@ -66,9 +66,9 @@ impl EvictingPolicy for Streaming {
         pass: &Pass<'_>,
         budget: usize,
         residents: &mut Residents<'_>,
-        memory: &mut Memory<'_>,
+        _memory: &mut Memory<'_>,
     ) -> Result<usize> {
-        prepare(pass, budget, residents, memory)?;
+        check(pass, budget, residents)?;
         let rows = residents.len();
         if rows <= budget {
             return Ok(residents.keep_all());

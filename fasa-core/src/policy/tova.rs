@@ -5,7 +5,7 @@ use super::{EvictingPolicy, Memory, Pass, Phase, Residents};
 use crate::budget::Guarantees;
 use crate::error::Result;
 
-/// Drops the rows with the lowest attention weight of the newest query (paper, section 3.2), one per decode step once the
+/// Drops the rows with the lowest attention weight of the newest query, one per decode step once the
 /// budget is full. Remembers nothing.
 ///
 /// The publication averages the weights over all heads of a layer and evicts the same tokens from each; here every cache

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 /// Everything a profile says about its chunks, as plain numbers. `fasa inspect --format json` prints it.
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
 pub struct Export<'a> {
     /// The model it was calibrated for.
     pub model: Model<'a>,
@@ -28,6 +29,7 @@ pub struct Export<'a> {
 /// The chunks of one head.
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
 pub struct ExportedHead {
     /// Layer, from 0.
     pub layer: usize,
