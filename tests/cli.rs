@@ -168,7 +168,7 @@ fn calibrate_is_deterministic_and_inspect_reads_it() {
 }
 
 #[test]
-fn the_shipped_profiles_are_what_calibrate_makes_of_this_model() {
+fn the_shipped_model_and_profiles_are_what_they_say() {
     for profile in ["fasa-default.profile", "fasa-paper.profile"] {
         let path = fixture::folder().join("nano").join(profile);
         let inspected = json(&["inspect", path.to_str().expect("UTF-8"), "--format", "json"]);
