@@ -44,8 +44,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let (scale, mean) = ([0.6; DIM], [0.0; DIM]); // standard deviation and mean of each key channel
     let profile = Profile::new(model, CriterionKind::Margin, 0, Scope::KvHead, &tally, &scale, &mean, "noise")?;
+    // Its file is `profile.as_bytes()`; whoever reads it back starts here.
     let config = FasaConfig { dense_layers: 0, ..FasaConfig::DEFAULT };
-    let plan = OwnedPlan::new(&profile.view()?, config)?; // a file keeps it: profile.as_bytes()
+    let plan = OwnedPlan::new(&profile.view()?, config)?;
 
     // 2. For every token that enters the cache: a sketch row, 4 bits for each dimension of half of the chunks.
     let head = plan.view().head(0, 0)?;

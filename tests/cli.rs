@@ -280,20 +280,21 @@ fn bad_requests_are_refused() {
     let file: PathBuf = folder.path().join("long.txt");
     std::fs::write(&file, long).expect("written");
     let file = file.to_str().expect("UTF-8");
-    let cases: [(&[&str], &[&str]); 14] = [
+    let cases: [(&[&str], &[&str]); 15] = [
         (&["generate", "--prompt-file", file], &["positions", "8192", "shorten the prompt"]),
         (&["generate", "x", "--budget", "0"], &["--budget", "at least 1"]),
         (&["generate", "x", "--budget", "0%"], &["--budget", "above 0%"]),
         (&["generate", "x", "--budget", "0.1"], &["--budget", "3%"]),
         (&["generate", "x", "--chunks", "33"], &["chunks", "half the head dimension"]),
         (&["generate", "x", "--chunks", "0"], &["chunks"]),
-        (&["generate", "x", "--temperature=-1"], &["temperature"]),
+        (&["generate", "x", "--temperature", "-1"], &["temperature"]),
         (&["generate", "x", "--temperature", "1", "--top-p", "1.5"], &["top_p"]),
         (&["generate", "x", "--max-new-tokens", "0"], &["max_new_tokens", "at least 1"]),
         (&["generate", "x", "--device", "abacus"], &["abacus", "cpu"]),
         (&["generate", "--prompt-file", "no-such-file"], &["no-such-file"]),
         (&["calibrate", "--tokens", "100", "--output", file], &["too short"]),
         (&["calibrate", "--text", "no-such-file"], &["no-such-file"]),
+        (&["calibrate", "--criterion", "agreement"], &["--output"]),
         (&["eval", "riddle"], &["riddle", "needle, kv, chain, recall"]),
     ];
     for (arguments, parts) in cases {

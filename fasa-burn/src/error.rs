@@ -90,12 +90,12 @@ pub enum Error {
     },
 
     /// The profile is damaged, or belongs to another model.
-    #[error("`{}`: {source}", .path.display())]
+    #[error("`{}`: {problem}", .path.display())]
     Profile {
         /// The profile file.
         path: PathBuf,
         /// What is wrong with it.
-        source: fasa_core::profile::ProfileError,
+        problem: fasa_core::profile::ProfileError,
     },
 
     /// The policy refused a decode step: shapes or settings that do not fit the model.

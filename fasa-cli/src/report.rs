@@ -19,9 +19,7 @@ pub enum Format {
 /// # Errors
 /// If stdout is gone.
 pub fn json(result: &impl Serialize) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, result).context("cannot write to stdout")?;
-    writeln!(out).context("cannot write to stdout")
+    text(serde_json::to_string_pretty(result).context("cannot write the result as JSON")?)
 }
 
 /// Prints lines for people.
@@ -29,7 +27,11 @@ pub fn json(result: &impl Serialize) -> Result<()> {
 /// # Errors
 /// If stdout is gone.
 pub fn text(lines: impl std::fmt::Display) -> Result<()> {
-    writeln!(std::io::stdout().lock(), "{lines}").context("cannot write to stdout")
+    match writeln!(std::io::stdout().lock(), "{lines}") {
+        // The reader of a pipe has seen enough; that is no failure.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to stdout"),
+    }
 }
 
 /// A number of bytes as people read it: `37.5 MB`.

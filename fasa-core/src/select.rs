@@ -60,7 +60,7 @@ pub const fn scratch_len(n: usize) -> usize {
 }
 
 /// Scores are looked at in blocks of this many: one vector comparison decides whether a block can be skipped.
-const BLOCK: usize = 64;
+const BLOCK: usize = 16;
 
 /// The best N of a stream of scores.
 ///
@@ -99,14 +99,17 @@ impl<'s, S: Score> TopN<'s, S> {
             return Ok(());
         }
         let mut position = first as u32;
-        for block in scores.chunks(BLOCK) {
+        let blocks = scores.chunks_exact(BLOCK);
+        let rest = blocks.remainder();
+        for block in blocks {
             let bar = self.bar;
-            // A sum without branches vectorizes where `any` does not.
-            if !self.raised || block.iter().map(|s| u32::from(*s >= bar)).sum::<u32>() > 0 {
+            // Without a branch per score: that vectorizes, `any` does not.
+            if !self.raised || block.iter().fold(false, |some, s| some | (*s >= bar)) {
                 self.push_block(position, block);
             }
-            position += block.len() as u32;
+            position += BLOCK as u32;
         }
+        self.push_block(position, rest);
         Ok(())
     }
 
@@ -138,9 +141,9 @@ impl<'s, S: Score> TopN<'s, S> {
         self.filled = self.n;
     }
 
-    /// Raises the bar before the first score is pushed, from scores that will be pushed later. The n-th best of a sample
-    /// is never above the n-th best of all, so this only saves work: rising scores no longer displace one another.
-    fn prime(&mut self, scores: &[S]) {
+    /// Raises the bar before the first score is pushed, to where an evenly spaced sample says that somewhat more than n
+    /// scores pass. If the sample was wrong, fewer than n come through and the caller starts again without it.
+    fn guess(&mut self, scores: &[S]) {
         let capacity = self.buffer.len();
         let step = scores.len() / capacity;
         if step < 2 || self.n == 0 {
@@ -149,9 +152,11 @@ impl<'s, S: Score> TopN<'s, S> {
         for (slot, &score) in self.buffer.iter_mut().zip(scores.iter().step_by(step)) {
             *slot = score.entry(0);
         }
-        self.filled = capacity;
-        self.compact();
-        self.filled = 0;
+        // n / step of the sample belong to the best n, give or take its square root; half as many again is safe enough.
+        let rank = self.n / step * 3 / 2 + 8;
+        let (_, bar, _) = self.buffer.select_nth_unstable_by(rank, |a, b| b.cmp(a));
+        self.bar = S::score(*bar);
+        self.raised = self.bar > S::score(S::WORST);
     }
 
     /// The positions of the best n (all, if fewer came), ascending. Returns how many were written to `out`.
@@ -195,7 +200,12 @@ pub fn top_n<S: Score>(scores: &[S], n: usize, scratch: &mut [S::Entry], out: &m
         return Ok(scores.len());
     }
     let mut best = TopN::<S>::new(n, scratch)?;
-    best.prime(scores);
+    best.guess(scores);
+    best.push(0, scores)?;
+    if best.filled >= n {
+        return best.finish(out);
+    }
+    let mut best = TopN::<S>::new(n, scratch)?;
     best.push(0, scores)?;
     best.finish(out)
 }

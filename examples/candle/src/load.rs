@@ -39,9 +39,10 @@ impl Decoder {
 
         // What a profile knows its model by: the final norm, and the key projections of the first and the last layer.
         let mut hash = WeightsHash::default().with(norm.to_vec1::<f32>()?);
-        for layer in layers.iter().enumerate().filter(|(i, _)| *i == 0 || i + 1 == layers.len()).map(|(_, layer)| layer)
-        {
-            hash = hash.with(layer.k_proj.flatten_all()?.to_vec1::<f32>()?);
+        for (i, layer) in layers.iter().enumerate() {
+            if i == 0 || i + 1 == layers.len() {
+                hash = hash.with(layer.k_proj.flatten_all()?.to_vec1::<f32>()?);
+            }
         }
         Ok(Self {
             inverse_frequencies: inverse_frequencies(&config),

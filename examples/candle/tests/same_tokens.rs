@@ -16,7 +16,9 @@ use fasa_example_candle::cache::KvCache;
 use fasa_example_candle::fasa::{Chosen, Fasa};
 
 const BUDGET: Budget = Budget::Tokens(32);
-const PROMPT: usize = 200;
+/// Two decoders round differently, and a choice that is close enough falls either way. On a prompt of this length none of
+/// these steps has one: noise of 2e-5 on the input of every layer, ten times what rounding does, changes no choice.
+const PROMPT: usize = 208;
 const STEPS: usize = 8;
 
 fn worst(got: &[f32], want: &[f32]) -> f32 {

@@ -97,7 +97,7 @@ impl Decoder {
     /// # Errors
     /// [`Error::Profile`] if it is damaged or belongs to another model.
     pub fn profile<'p>(&self, bytes: &'p [u8], name: &Path) -> Result<ProfileView<'p>> {
-        let wrap = |source: ProfileError| Error::Profile { path: name.to_owned(), source };
+        let wrap = |problem: ProfileError| Error::Profile { path: name.to_owned(), problem };
         let view = ProfileView::parse(bytes).map_err(wrap)?;
         view.model().matches(&self.fingerprint()).map_err(wrap)?;
         Ok(view)

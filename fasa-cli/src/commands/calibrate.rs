@@ -114,6 +114,10 @@ struct Report {
 pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     ensure!(args.samples > 0, "`--samples` is 0; use at least 1");
     ensure!(args.agreement_k > 0, "`--agreement-k` is 0; use at least 1");
+    ensure!(
+        args.output.is_some() || (args.criterion.is_none() && args.chunks_per.is_none()),
+        "with `--criterion` or `--chunks-per` the profile is not the preset's; say where it goes with `--output`"
+    );
     let model = LanguageModel::load(&args.model)?;
     let preset = args.preset.config();
     let criterion = args.criterion.map_or(preset.criterion, CriterionName::kind);
@@ -174,7 +178,10 @@ fn samples(args: &Args, model: &LanguageModel) -> Result<(Vec<Sample>, String)> 
         }
         Some(path) => {
             let text = std::fs::read_to_string(path).with_context(|| {
-                format!("cannot read the calibration text `{}`; it must be a UTF-8 file", path.display())
+                format!(
+                    "cannot read the calibration text `{}`; check the path, and that it is UTF-8 text",
+                    path.display()
+                )
             })?;
             Ok((cut(args, model, &text, path)?, path.display().to_string()))
         }
