@@ -10,7 +10,7 @@ use fasa_core::{Error, Result, Rows};
 /// One decode step of `layer` under any policy, head after head. For methods without kernels of their own.
 ///
 /// # Errors
-/// As [`fasa_decode`], and whatever the policy returns.
+/// As [`fasa_decode`](crate::fasa_decode), and whatever the policy returns.
 pub fn policy_decode(
     layer: usize,
     queries: &[f32],
