@@ -30,7 +30,7 @@ fn select(c: &mut Criterion) {
                 // What the documentation recommends, and the least that is allowed.
                 for (memory, entries) in [("", 4 * best), (", least scratch", scratch_len(best))] {
                     let (mut scratch, mut out) = (vec![0; entries], vec![0; best]);
-                    let id = BenchmarkId::new(format!("{best} of {n}{memory}"), "");
+                    let id = BenchmarkId::from_parameter(format!("{best} of {n}{memory}"));
                     group.bench_function(id, |b| {
                         b.iter(|| top_n(black_box(&scores), best, &mut scratch, &mut out).expect("buffers fit"))
                     });
