@@ -1,32 +1,72 @@
 //! One layer's cache as it lies in memory.
 
 use fasa_core::sketch::{Precision, SketchRows};
-use fasa_core::{Error, Result, Rows};
+use fasa_core::{Error, Result};
+use half::f16;
+use std::borrow::Cow;
+
+/// Numbers of a cache, in the format it keeps them in.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Numbers<'a> {
+    /// IEEE single precision.
+    F32(&'a [f32]),
+    /// IEEE half precision.
+    F16(&'a [f16]),
+}
+
+impl Numbers<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Numbers::F32(numbers) => numbers.len(),
+            Numbers::F16(numbers) => numbers.len(),
+        }
+    }
+}
+
+impl<'a> From<&'a [f32]> for Numbers<'a> {
+    fn from(numbers: &'a [f32]) -> Self {
+        Numbers::F32(numbers)
+    }
+}
+
+impl<'a> From<&'a [f16]> for Numbers<'a> {
+    fn from(numbers: &'a [f16]) -> Self {
+        Numbers::F16(numbers)
+    }
+}
 
 /// Keys and values of one layer: `[kv_heads, capacity, dim]` each, of which the first `len` rows of every head are in use.
 #[derive(Debug, Clone, Copy)]
 pub struct LayerCache<'a> {
-    keys: &'a [f32],
-    values: &'a [f32],
+    arrays: Head<'a>,
     kv_heads: usize,
     capacity: usize,
     dim: usize,
     len: usize,
 }
 
+/// Keys and values of one head, `[len, dim]` each.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Head<'a> {
+    F32 { keys: &'a [f32], values: &'a [f32] },
+    F16 { keys: &'a [f16], values: &'a [f16] },
+}
+
 impl<'a> LayerCache<'a> {
-    /// A view of both arrays.
+    /// A view of both arrays, which have one format.
     ///
     /// # Errors
-    /// [`Error::Range`] for no head, no row or `len > capacity`; [`Error::Length`] if an array has another size.
+    /// [`Error::Range`] for no head, no row, `len > capacity` or two formats; [`Error::Length`] if an array has another size.
     pub fn new(
-        keys: &'a [f32],
-        values: &'a [f32],
+        keys: impl Into<Numbers<'a>>,
+        values: impl Into<Numbers<'a>>,
         kv_heads: usize,
         capacity: usize,
         dim: usize,
         len: usize,
     ) -> Result<Self> {
+        let (keys, values) = (keys.into(), values.into());
         if kv_heads == 0 || dim == 0 || len == 0 || len > capacity {
             return Err(Error::Range { what: "cache", problem: "it holds 1 to `capacity` rows of at least one head" });
         }
@@ -37,7 +77,12 @@ impl<'a> LayerCache<'a> {
                 return Err(Error::Length { what, want, got });
             }
         }
-        Ok(Self { keys, values, kv_heads, capacity, dim, len })
+        let arrays = match (keys, values) {
+            (Numbers::F32(keys), Numbers::F32(values)) => Head::F32 { keys, values },
+            (Numbers::F16(keys), Numbers::F16(values)) => Head::F16 { keys, values },
+            _ => return Err(Error::Range { what: "cache", problem: "keys and values have one number format" }),
+        };
+        Ok(Self { arrays, kv_heads, capacity, dim, len })
     }
 
     /// KV heads.
@@ -56,14 +101,14 @@ impl<'a> LayerCache<'a> {
         self.len
     }
 
-    /// Keys of one head, `[len * dim]`.
-    pub fn keys(&self, kv_head: usize) -> &'a [f32] {
-        &self.keys[kv_head * self.capacity * self.dim..][..self.len * self.dim]
-    }
-
-    /// Values of one head, `[len * dim]`.
-    pub fn values(&self, kv_head: usize) -> &'a [f32] {
-        &self.values[kv_head * self.capacity * self.dim..][..self.len * self.dim]
+    /// The rows of one head that are in use.
+    pub(crate) fn head(&self, kv_head: usize) -> Head<'a> {
+        let start = kv_head * self.capacity * self.dim;
+        let range = start..start + self.len * self.dim;
+        match self.arrays {
+            Head::F32 { keys, values } => Head::F32 { keys: &keys[range.clone()], values: &values[range] },
+            Head::F16 { keys, values } => Head::F16 { keys: &keys[range.clone()], values: &values[range] },
+        }
     }
 
     /// Query heads per KV head for `queries` numbers of queries.
@@ -78,10 +123,15 @@ impl<'a> LayerCache<'a> {
         }
         Ok(queries.len() / per_group)
     }
+}
 
-    /// Keys of one head as rows.
-    pub(crate) fn key_rows(&self, kv_head: usize) -> Result<Rows<'a>> {
-        Rows::contiguous(self.keys(kv_head), self.dim)
+impl Head<'_> {
+    /// The keys in single precision.
+    pub(crate) fn keys_f32(&self) -> Cow<'_, [f32]> {
+        match self {
+            Head::F32 { keys, .. } => Cow::Borrowed(keys),
+            Head::F16 { keys, .. } => Cow::Owned(keys.iter().map(|k| k.to_f32()).collect()),
+        }
     }
 }
 

@@ -4,21 +4,25 @@
 //! reads the chosen rows only. [`policy_decode`] does the same for any [`CachePolicy`](fasa_core::policy::CachePolicy).
 //! Work is spread over rayon's current thread pool. Nothing here knows a tensor library.
 //!
-//! Each kernel is written once as portable code over fixed-width lanes and compiled several times for the instruction
-//! sets that the machine may turn out to have ([`isa`]); the naive versions in `fasa-core` are the oracle in the tests.
+//! Each kernel is written once over vectors of sixteen lanes and compiled for every instruction set that the machine may
+//! turn out to have ([`isa`]); the naive versions in `fasa-core` are the oracle in the tests.
 #![deny(missing_docs)]
+// Kernels are loops over tiles of registers: several arrays share an index.
+#![allow(clippy::needless_range_loop)]
 
 pub mod attention;
-pub mod exp;
+mod exp;
 pub mod fasa;
 pub mod isa;
 pub mod layer;
+mod partial;
 pub mod policy;
 pub mod selected;
+mod simd;
 mod tip;
 
 pub use attention::dense_decode;
 pub use fasa::fasa_decode;
-pub use layer::{LayerCache, LayerSketch};
+pub use layer::{LayerCache, LayerSketch, Numbers};
 pub use policy::policy_decode;
 pub use selected::Selected;

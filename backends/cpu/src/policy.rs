@@ -1,13 +1,15 @@
 //! A decode step of one layer under any policy of the core.
 
-use crate::attention::{Partial, Which, accumulate};
+use crate::attention::{Which, accumulate, scaled};
 use crate::layer::{LayerCache, LayerSketch};
+use crate::partial::Partial;
 use crate::selected::Selected;
 use fasa_core::policy::{CachePolicy, Memory, Selection, Step};
 use fasa_core::select::scratch_len;
 use fasa_core::{Error, Result, Rows};
 
-/// One decode step of `layer` under any policy, head after head. For methods without kernels of their own.
+/// One decode step of `layer` under any policy, head after head. For methods without kernels of their own: keys of a cache
+/// in f16 are converted at every step.
 ///
 /// # Errors
 /// As [`fasa_decode`](crate::fasa_decode), and whatever the policy returns.
@@ -39,11 +41,13 @@ pub fn policy_decode(
                 (0..per_head).map(|s| sketch.rows(kv_head * per_head + s, len)).collect::<Result<_>>()?
             }
         };
+        let head = cache.head(kv_head);
+        let keys = head.keys_f32();
         let step = Step {
             layer,
             kv_head,
             queries: Rows::contiguous(queries, dim)?,
-            keys: cache.key_rows(kv_head)?,
+            keys: Rows::contiguous(&keys, dim)?,
             sketches: &sketches,
         };
         let mut selection = Selection::new(&mut positions, &mut lengths, len)?;
@@ -52,7 +56,7 @@ pub fn policy_decode(
         for (g, (query, out)) in queries.chunks_exact(dim).zip(out.chunks_exact_mut(dim)).enumerate() {
             let mut partial = Partial::new(1, dim);
             let chosen = Which::Chosen(selection.of_query(g));
-            accumulate(query, cache.keys(kv_head), cache.values(kv_head), dim, chosen, &mut partial);
+            accumulate(&scaled(query, dim), head, dim, chosen, &mut partial);
             partial.finish(out);
         }
         (0..sets).for_each(|s| selected.push(selection.set(s)));

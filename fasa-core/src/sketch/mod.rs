@@ -27,6 +27,7 @@ pub use quantize::{dequantize_row, quantize_row};
 pub use score::{fold_query, score, score_row};
 
 use crate::error::{Error, Result, expect_capacity, expect_length};
+use core::ops::Range;
 
 /// Number format of a sketch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,6 +172,16 @@ impl<'a> SketchRows<'a> {
     /// Whether there is no row.
     pub fn is_empty(&self) -> bool {
         self.codes.is_empty()
+    }
+
+    /// The rows of a range.
+    ///
+    /// # Panics
+    /// If there are fewer rows, like slice indexing.
+    pub fn span(&self, rows: Range<usize>) -> Self {
+        let of = |bytes: usize| rows.start * bytes..rows.end * bytes;
+        let codes = &self.codes[of(self.precision.row_bytes(self.chunks))];
+        Self { codes, scales: &self.scales[of(self.precision.scale_bytes())], ..*self }
     }
 
     /// Number format.

@@ -69,7 +69,8 @@ impl Layer {
     }
 
     fn cache(&self) -> LayerCache<'_> {
-        LayerCache::new(&self.keys, &self.values, self.kv_heads, self.capacity, self.dim, self.len).expect("fits")
+        LayerCache::new(&self.keys[..], &self.values[..], self.kv_heads, self.capacity, self.dim, self.len)
+            .expect("fits")
     }
 
     fn sketch(&self, plan: &Plan<'_>) -> (Vec<u8>, Vec<u8>) {
@@ -92,11 +93,13 @@ impl Layer {
 
     /// Attention in plain code over one list of positions per query head.
     fn naive(&self, sets: impl Fn(usize) -> Option<Vec<u32>>) -> Vec<f32> {
-        let (cache, dim) = (self.cache(), self.dim);
+        let dim = self.dim;
         let mut out = vec![0.0; self.queries.len()];
         for (head, (query, out)) in self.queries.chunks_exact(dim).zip(out.chunks_exact_mut(dim)).enumerate() {
-            let keys = Rows::contiguous(cache.keys(head / self.group), dim).expect("divides");
-            let values = Rows::contiguous(cache.values(head / self.group), dim).expect("divides");
+            let rows = |all: &'_ [f32]| all[head / self.group * self.capacity * dim..][..self.len * dim].to_vec();
+            let (keys, values) = (rows(&self.keys), rows(&self.values));
+            let keys = Rows::contiguous(&keys, dim).expect("divides");
+            let values = Rows::contiguous(&values, dim).expect("divides");
             attend(query, keys, values, sets(head).as_deref(), out).expect("shapes");
         }
         out
@@ -222,7 +225,7 @@ fn full_keeps_everything_and_bad_shapes_are_refused() {
     assert!(dense_decode(&layer.queries[..31], &layer.cache(), &mut dense[..31]).is_err());
     assert!(dense_decode(&layer.queries, &layer.cache(), &mut dense[..16]).is_err());
     assert!(policy_decode(0, &layer.queries, &layer.cache(), None, &mut Full, 0, &mut out).is_err());
-    assert!(LayerCache::new(&layer.keys, &layer.values, 2, 23, 8, 24).is_err());
-    assert!(LayerCache::new(&layer.keys, &layer.values, 2, 22, 8, 20).is_err());
+    assert!(LayerCache::new(&layer.keys[..], &layer.values[..], 2, 23, 8, 24).is_err());
+    assert!(LayerCache::new(&layer.keys[..], &layer.values[..], 2, 22, 8, 20).is_err());
     assert!(LayerSketch::new(&[0; 10], &[0; 10], Precision::Int4, 3, 2, usize::MAX).is_err());
 }
