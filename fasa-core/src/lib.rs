@@ -22,13 +22,15 @@
 //! [`select::top_n_fixed`]).
 //!
 //! - `alloc`: what must own memory, such as writing profiles (`profile::Profile`) and accumulators (`criterion::Tally`).
-//! - `serde`: `Serialize` and `Deserialize` on settings and exports. The crate `serde` itself is always there, since the
-//!   profile reader decodes with it (through postcard, without allocating); the feature only adds the public impls.
+//! - `serde`: `Serialize` and `Deserialize` on settings and, with `alloc`, on exported profiles (`profile::Export`). The
+//!   crate `serde` itself is always there, since the profile reader decodes with it (through postcard, without
+//!   allocating); the feature only adds the public impls.
 //! - `std`: both, and their `std` support. The default.
 //!
 //! Floating-point functions come from `libm` in every build, so that a target without `std` selects the same tokens.
 //!
-//! Rust 1.87 or later, which is what `heapless` 0.9 asks for.
+//! Rust 1.87 or later, which is what `heapless` 0.9 asks for. `.ci/run` builds every set of features with exactly that
+//! version; the other crates of the workspace, and the tests, may ask for a later one.
 #![no_std]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -56,3 +58,8 @@ pub use config::{FasaConfig, Scope};
 pub use error::{Error, Result};
 pub use rope::{Chunks, Pairing};
 pub use rows::Rows;
+
+// The README's program runs with the tests. Only there is that file read: a published crate does not hold it.
+#[cfg(all(doctest, feature = "std"))]
+#[doc = include_str!("../../README.md")]
+mod readme {}

@@ -9,6 +9,7 @@ use crate::error::{Error, Result, expect_length};
 /// How dimensions are grouped into chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Pairing {
     /// Dimensions i and i + r/2 of the r rotary ones: Hugging Face's `rotate_half`.

@@ -3,12 +3,15 @@
 
 #[path = "../fuzz/src/read_profile.rs"]
 mod read_profile;
+#[path = "../fuzz/src/sound.rs"]
+mod sound;
 
 use allocation_counter::measure;
 use fasa_core::criterion::CriterionKind;
 use fasa_core::profile::{Model, Profile, ProfileError, ProfileView, Provenance};
 use fasa_core::{Pairing, Scope};
-use read_profile::{check, under_header};
+use read_profile::under_header;
+use sound::check;
 use std::path::Path;
 
 /// A number as postcard writes it: seven bits a byte, lowest first.
@@ -156,6 +159,9 @@ fn rankings_that_make_no_sense_are_not_written() {
     assert!(new(&[0, 1, 1, 0], &[0.0; 4], &[0.0; 4], &[0.0; 4]).is_err());
     assert!(new(&[0, 1, 1, 0], &[0.0; 4], &[1.0; 3], &[0.0; 3]).is_err());
     assert!(new(&[0, 1, 1, 0], &[0.0; 4], &[1.0; 4], &[f32::INFINITY; 4]).is_err());
+    // Sizes beyond what a machine can count.
+    let model = Model { layers: u32::MAX, query_heads: u32::MAX, kv_heads: u32::MAX, ..*view.model() };
+    assert!(Profile::from_rankings(&Provenance { model, ..provenance }, &[], &[], &[], &[]).is_err());
 }
 
 #[test]

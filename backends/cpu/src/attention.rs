@@ -2,8 +2,11 @@
 //!
 //! Rows are read in blocks with a running maximum (online softmax), each key and value once for up to four queries of the
 //! group, and a block's rows are still in the first cache when more queries want them.
+//!
+//! Reading alternates between keys and values, and chosen rows lie far apart: nothing but asking ahead of time hides the
+//! memory's latency. While keys are used, the block's values are asked for, and keys further on.
 
-use crate::exp::exp;
+use crate::exp::exp2;
 use crate::isa::dispatch;
 use crate::layer::{Head, LayerCache};
 use crate::partial::Partial;
@@ -13,6 +16,9 @@ use rayon::prelude::*;
 
 /// Rows per block: keys and values of a block fit in the first cache.
 const BLOCK: usize = 64;
+
+/// Rows between the keys that are used and those that are asked for.
+const AHEAD: usize = 16;
 
 /// Queries per pass over a block.
 const QUERIES: usize = 4;
@@ -46,7 +52,7 @@ impl Which<'_> {
     }
 }
 
-/// Adds the attention of `queries` (padded rows, scaled by `1 / √dim`) over the rows `which` of one KV head to `partial`.
+/// Adds the attention of `queries` (from [`scaled`]) over the rows `which` of one KV head to `partial`.
 pub(crate) fn accumulate(queries: &Padded, head: Head<'_>, dim: usize, which: Which<'_>, partial: &mut Partial) {
     match head {
         Head::F32 { keys, values } => accumulate_rows(queries, keys, values, dim, which, partial),
@@ -114,52 +120,49 @@ fn score_block<S: Simd, E: Element>(
     while i < count {
         // Rows past the end repeat the last one; their scores are not read.
         let rows: [usize; 4] = std::array::from_fn(|r| which.at(start + (i + r).min(count - 1)));
-        if let Which::Chosen(positions) = which {
-            // Rows far apart: nothing but asking ahead of time hides the memory's latency.
-            for ahead in start + i + 8..start + i + 12 {
-                if let Some(t) = positions.get(ahead) {
-                    prefetch_row(simd, &keys[*t as usize * dim..][..dim]);
-                }
-            }
-            for t in rows {
-                prefetch_row(simd, &values[t * dim..][..dim]);
+        for r in start + i + AHEAD..start + i + AHEAD + 4 {
+            if r < which.len() {
+                prefetch_row(simd, &keys[which.at(r) * dim..][..dim]);
             }
         }
+        for t in rows {
+            prefetch_row(simd, &values[t * dim..][..dim]);
+        }
         let row = |r: usize| &keys[rows[r] * dim..][..dim];
+        let (low, high) = ([row(0), row(1)], [row(2), row(3)]);
+        let all = [low[0], low[1], high[0], high[1]];
         let query = |q: usize| queries.row(first + q);
         // Where scores of four rows go.
         let (block, lane) = (i / LANES, i % LANES);
-        let mut put = |q: usize, sums: [f32; 4]| weights[q][block][lane..lane + 4].copy_from_slice(&sums);
         match (tile, S::WIDE) {
             (4, true) => {
-                let sums = dots::<S, E, 4, 4>(
-                    simd,
-                    [row(0), row(1), row(2), row(3)],
-                    [query(0), query(1), query(2), query(3)],
-                );
+                let sums = dots::<S, E, 4, 4>(simd, all, [query(0), query(1), query(2), query(3)]);
                 for q in 0..4 {
-                    put(q, simd.sum4(std::array::from_fn(|r| sums[r][q])));
+                    let sums = simd.sum4([sums[0][q], sums[1][q], sums[2][q], sums[3][q]]);
+                    weights[q][block][lane..lane + 4].copy_from_slice(&sums);
                 }
             }
             (2, true) => {
-                let sums = dots::<S, E, 4, 2>(simd, [row(0), row(1), row(2), row(3)], [query(0), query(1)]);
+                let sums = dots::<S, E, 4, 2>(simd, all, [query(0), query(1)]);
                 for q in 0..2 {
-                    put(q, simd.sum4(std::array::from_fn(|r| sums[r][q])));
+                    let sums = simd.sum4([sums[0][q], sums[1][q], sums[2][q], sums[3][q]]);
+                    weights[q][block][lane..lane + 4].copy_from_slice(&sums);
                 }
             }
             (2 | 4, false) => {
                 for q in (0..tile).step_by(2) {
-                    let low = dots::<S, E, 2, 2>(simd, [row(0), row(1)], [query(q), query(q + 1)]);
-                    let low = simd.sum4([low[0][0], low[1][0], low[0][1], low[1][1]]);
-                    let high = dots::<S, E, 2, 2>(simd, [row(2), row(3)], [query(q), query(q + 1)]);
-                    let high = simd.sum4([high[0][0], high[1][0], high[0][1], high[1][1]]);
-                    put(q, [low[0], low[1], high[0], high[1]]);
-                    put(q + 1, [low[2], low[3], high[2], high[3]]);
+                    let pair = [query(q), query(q + 1)];
+                    for (rows, lane) in [(low, lane), (high, lane + 2)] {
+                        let [[a, b], [c, d]] = dots::<S, E, 2, 2>(simd, rows, pair);
+                        let sums = simd.sum4([a, c, b, d]);
+                        weights[q][block][lane..lane + 2].copy_from_slice(&sums[..2]);
+                        weights[q + 1][block][lane..lane + 2].copy_from_slice(&sums[2..]);
+                    }
                 }
             }
             _ => {
-                let sums = dots::<S, E, 4, 1>(simd, [row(0), row(1), row(2), row(3)], [query(0)]);
-                put(0, simd.sum4(sums.map(|[sum]| sum)));
+                let [[a], [b], [c], [d]] = dots::<S, E, 4, 1>(simd, all, [query(0)]);
+                weights[0][block][lane..lane + 4].copy_from_slice(&simd.sum4([a, b, c, d]));
             }
         }
         i += 4;
@@ -168,9 +171,8 @@ fn score_block<S: Simd, E: Element>(
 
 #[inline(always)]
 fn prefetch_row<S: Simd, E>(simd: S, row: &[E]) {
-    const LINE: usize = 64;
-    for at in (0..row.len()).step_by(LINE / size_of::<E>()) {
-        simd.prefetch(&raw const row[at]);
+    for line in row.chunks(64 / size_of::<E>()) {
+        simd.prefetch(line.as_ptr());
     }
 }
 
@@ -184,10 +186,13 @@ fn to_weights<S: Simd>(
     g: usize,
 ) {
     scores.as_flattened_mut()[count..].fill(f32::NEG_INFINITY);
-    let largest = scores.iter().fold(simd.splat(f32::NEG_INFINITY), |m, x| simd.max(simd.load(x), m));
+    let mut largest = simd.splat(f32::NEG_INFINITY);
+    for block in scores.iter() {
+        largest = simd.max(simd.load(block), largest); // a NaN loses against any number
+    }
     let max = simd.largest(largest);
     if max > partial.max[g] {
-        let shrink = (partial.max[g] - max).exp();
+        let shrink = (partial.max[g] - max).exp2();
         let blocks = partial.blocks();
         for sum in &mut partial.sums[g * blocks..(g + 1) * blocks] {
             let shrunk = simd.mul(simd.load(sum), simd.splat(shrink));
@@ -199,7 +204,7 @@ fn to_weights<S: Simd>(
     let max = simd.splat(partial.max[g]);
     let mut total = simd.splat(0.0);
     for block in scores {
-        let weights = exp(simd, simd.sub(simd.load(block), max));
+        let weights = exp2(simd, simd.sub(simd.load(block), max));
         total = simd.add(total, weights);
         simd.store(weights, block);
     }
@@ -221,68 +226,81 @@ fn add_values<S: Simd, E: Element>(
     count: usize,
     partial: &mut Partial,
 ) {
-    let all = partial.blocks();
-    let whole = dim / LANES;
-    let mut from = 0;
-    while from < all {
-        let width = match (S::WIDE, whole.saturating_sub(from)) {
-            (true, 4..) => 4,
-            (_, 2..) => 2,
-            _ => 1,
-        };
-        // The last vector of an odd dimension is loaded with care.
-        let rest = if from < whole { LANES } else { dim % LANES };
-        let mut add = |first_query: usize, queries: usize| {
-            let row = |i: usize| &values[which.at(start + i) * dim + from * LANES..];
-            let sums = &mut partial.sums[(first + first_query) * all..];
-            let weights = &weights[first_query..];
-            match (queries, width) {
-                (4, 4) => add_tile::<S, E, 4, 4>(simd, weights, row, count, sums, all, from),
-                (4, 2) => add_tile::<S, E, 4, 2>(simd, weights, row, count, sums, all, from),
-                (2, 4) => add_tile::<S, E, 2, 4>(simd, weights, row, count, sums, all, from),
-                (2, 2) => add_tile::<S, E, 2, 2>(simd, weights, row, count, sums, all, from),
-                (1, 4) => add_tile::<S, E, 1, 4>(simd, weights, row, count, sums, all, from),
-                (1, 2) => add_tile::<S, E, 1, 2>(simd, weights, row, count, sums, all, from),
-                _ => (0..queries).for_each(|q| {
-                    let mut sum = simd.load(&sums[q * all + from]);
-                    for i in 0..count {
-                        let weight = simd.splat(weights[q][i / LANES][i % LANES]);
-                        sum = simd.mul_add(weight, E::load_rest(simd, &row(i)[..rest]), sum);
-                    }
-                    simd.store(sum, &mut sums[q * all + from]);
-                }),
+    let (whole, stride) = (dim / LANES, partial.blocks());
+    let block = Block { values, dim, which, start, count, stride };
+    // Few registers: two queries at a time.
+    let step = if S::WIDE { tile } else { tile.min(2) };
+    for q in (0..tile).step_by(step) {
+        let weights = &weights[q..q + step];
+        let sums = &mut partial.sums[(first + q) * stride..(first + q + step) * stride];
+        let mut from = 0;
+        while from < whole {
+            let width = match whole - from {
+                4.. if S::WIDE => 4,
+                2.. => 2,
+                _ => 1,
+            };
+            match (step, width) {
+                (4, 4) => add_tile::<S, E, 4, 4>(simd, weights, &block, sums, from),
+                (4, 2) => add_tile::<S, E, 4, 2>(simd, weights, &block, sums, from),
+                (4, _) => add_tile::<S, E, 4, 1>(simd, weights, &block, sums, from),
+                (2, 4) => add_tile::<S, E, 2, 4>(simd, weights, &block, sums, from),
+                (2, 2) => add_tile::<S, E, 2, 2>(simd, weights, &block, sums, from),
+                (2, _) => add_tile::<S, E, 2, 1>(simd, weights, &block, sums, from),
+                (_, 4) => add_tile::<S, E, 1, 4>(simd, weights, &block, sums, from),
+                (_, 2) => add_tile::<S, E, 1, 2>(simd, weights, &block, sums, from),
+                _ => add_tile::<S, E, 1, 1>(simd, weights, &block, sums, from),
             }
-        };
-        match (S::WIDE, tile) {
-            (false, 4) => {
-                add(0, 2);
-                add(2, 2);
-            }
-            _ => add(0, tile),
+            from += width;
         }
-        from += width;
+        if whole < stride {
+            add_rest(simd, weights, &block, sums);
+        }
+    }
+}
+
+/// Values of a block's rows.
+struct Block<'a, E> {
+    values: &'a [E],
+    dim: usize,
+    which: Which<'a>,
+    start: usize,
+    count: usize,
+    /// Vectors of sums per query.
+    stride: usize,
+}
+
+impl<E> Block<'_, E> {
+    #[inline(always)]
+    fn row(&self, i: usize) -> &[E] {
+        &self.values[self.which.at(self.start + i) * self.dim..][..self.dim]
     }
 }
 
 /// `Q` queries times `B` vectors of every row of a block, in registers.
 #[inline(always)]
-fn add_tile<'a, S: Simd, E: Element + 'a, const Q: usize, const B: usize>(
+fn add_tile<S: Simd, E: Element, const Q: usize, const B: usize>(
     simd: S,
     weights: &[[[f32; LANES]; BLOCK / LANES]],
-    row: impl Fn(usize) -> &'a [E],
-    count: usize,
+    block: &Block<'_, E>,
     sums: &mut [[f32; LANES]],
-    stride: usize,
     from: usize,
 ) {
-    let weights: [&[f32]; Q] = std::array::from_fn(|q| &weights[q].as_flattened()[..count]);
-    let mut tile: [[S::F; B]; Q] =
-        std::array::from_fn(|q| std::array::from_fn(|b| simd.load(&sums[q * stride + from + b])));
-    for i in 0..count {
-        let row = row(i).as_chunks::<LANES>().0[..B].as_ref();
-        let value: [S::F; B] = std::array::from_fn(|b| E::load(simd, &row[b]));
+    let zero = simd.splat(0.0);
+    let mut tile = [[zero; B]; Q];
+    for q in 0..Q {
+        for b in 0..B {
+            tile[q][b] = simd.load(&sums[q * block.stride + from + b]);
+        }
+    }
+    for i in 0..block.count {
+        let row = &block.row(i).as_chunks::<LANES>().0[from..from + B];
+        let mut value = [zero; B];
+        for b in 0..B {
+            value[b] = E::load(simd, &row[b]);
+        }
         for q in 0..Q {
-            let weight = simd.splat(weights[q][i]);
+            let weight = simd.splat(weights[q][i / LANES][i % LANES]);
             for b in 0..B {
                 tile[q][b] = simd.mul_add(weight, value[b], tile[q][b]);
             }
@@ -290,14 +308,34 @@ fn add_tile<'a, S: Simd, E: Element + 'a, const Q: usize, const B: usize>(
     }
     for q in 0..Q {
         for b in 0..B {
-            simd.store(tile[q][b], &mut sums[q * stride + from + b]);
+            simd.store(tile[q][b], &mut sums[q * block.stride + from + b]);
         }
     }
 }
 
-/// Queries of one KV head, ready for [`accumulate`].
+/// The last, partial vector of every row.
+#[inline(always)]
+fn add_rest<S: Simd, E: Element>(
+    simd: S,
+    weights: &[[[f32; LANES]; BLOCK / LANES]],
+    block: &Block<'_, E>,
+    sums: &mut [[f32; LANES]],
+) {
+    let from = block.dim / LANES;
+    for (q, weights) in weights.iter().enumerate() {
+        let sum = &mut sums[q * block.stride + from];
+        let mut total = simd.load(sum);
+        for i in 0..block.count {
+            let value = E::load_rest(simd, &block.row(i)[from * LANES..]);
+            total = simd.mul_add(simd.splat(weights[i / LANES][i % LANES]), value, total);
+        }
+        simd.store(total, sum);
+    }
+}
+
+/// Queries of one KV head, ready for [`accumulate`]: times `log2 e / √dim`, so that weights are powers of two.
 pub(crate) fn scaled(queries: &[f32], dim: usize) -> Padded {
-    Padded::new(queries, dim, 1.0 / (dim as f32).sqrt())
+    Padded::new(queries, dim, std::f32::consts::LOG2_E / (dim as f32).sqrt())
 }
 
 /// Attention of one decode step over the whole cache of a layer.

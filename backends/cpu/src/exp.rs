@@ -1,4 +1,4 @@
-//! The exponential function on vectors.
+//! Exponential functions on vectors.
 
 use crate::simd::Simd;
 
@@ -11,18 +11,35 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
     const LN2_LOW: f32 = -2.121_944_4e-4;
     // Adding 1.5 * 2^23 rounds to an integer and leaves that integer in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    let splat = |x: f32| simd.splat(x);
-    let clamped = simd.max(simd.min(x, splat(88.0)), splat(-87.0));
-    let rounded = simd.mul_add(clamped, splat(std::f32::consts::LOG2_E), splat(ROUND));
-    let n = simd.sub(rounded, splat(ROUND));
-    let r = simd.mul_add(n, splat(-LN2_HIGH), clamped);
-    let r = simd.mul_add(n, splat(-LN2_LOW), r);
-    let mut p = splat(1.987_569_1e-4);
+    let clamped = simd.max(simd.min(x, simd.splat(88.0)), simd.splat(-87.0));
+    let rounded = simd.mul_add(clamped, simd.splat(std::f32::consts::LOG2_E), simd.splat(ROUND));
+    let n = simd.sub(rounded, simd.splat(ROUND));
+    let r = simd.mul_add(n, simd.splat(-LN2_HIGH), clamped);
+    let r = simd.mul_add(n, simd.splat(-LN2_LOW), r);
+    let mut p = simd.splat(1.987_569_1e-4);
     for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = simd.mul_add(p, r, splat(c));
+        p = simd.mul_add(p, r, simd.splat(c));
     }
-    let mantissa = simd.add(simd.mul_add(simd.mul(p, r), r, r), splat(1.0));
-    simd.where_ge(x, splat(-87.0), simd.mul(mantissa, simd.power_of_two(rounded)))
+    let mantissa = simd.add(simd.mul_add(simd.mul(p, r), r, r), simd.splat(1.0));
+    simd.where_ge(x, simd.splat(-87.0), simd.mul(mantissa, simd.power_of_two(rounded)))
+}
+
+/// `2^x` to within 4 units in the last place for x from -126 to 126; 2^-126 below, clamped above. NaN gives 2^-126.
+///
+/// Cheaper than [`exp`]: what softmax weights need, where x is never above 0 and the factor `log2 e` is in the scores.
+#[inline(always)]
+pub(crate) fn exp2<S: Simd>(simd: S, x: S::F) -> S::F {
+    // 1.5 * 2^23, as above.
+    const ROUND: f32 = 12_582_912.0;
+    let clamped = simd.min(simd.max(x, simd.splat(-126.0)), simd.splat(126.0));
+    let rounded = simd.add(clamped, simd.splat(ROUND));
+    let r = simd.sub(clamped, simd.sub(rounded, simd.splat(ROUND)));
+    // Minimax polynomial on -1/2 ..= 1/2; the constant is 1 so that 2^0 is exact.
+    let mut p = simd.splat(1.327_646_7e-3);
+    for c in [9.675_541e-3, 5.550_713_3e-2, 2.402_212e-1, 6.931_47e-1, 1.0] {
+        p = simd.mul_add(p, r, simd.splat(c));
+    }
+    simd.mul(p, simd.power_of_two(rounded))
 }
 
 #[cfg(test)]
@@ -31,17 +48,41 @@ mod tests {
     use crate::isa::{Isa, available, dispatch};
     use crate::simd::LANES;
 
-    fn kernel<S: Simd>(simd: S, x: &[f32; LANES], out: &mut [f32; LANES]) {
-        simd.store(exp(simd, simd.load(x)), out);
+    #[inline(always)]
+    fn kernel<S: Simd>(simd: S, x: &[f32; LANES], out: &mut [[f32; LANES]; 2]) {
+        simd.store(exp(simd, simd.load(x)), &mut out[0]);
+        simd.store(exp2(simd, simd.load(x)), &mut out[1]);
+    }
+
+    fn both(isa: Isa, x: [f32; LANES]) -> [[f32; LANES]; 2] {
+        fn run(isa: Isa, x: &[f32; LANES], out: &mut [[f32; LANES]; 2]) {
+            dispatch!(@for isa, [] (x: &[f32; LANES], out: &mut [[f32; LANES]; 2]) [] kernel)
+        }
+        let mut out = [[f32::NAN; LANES]; 2];
+        run(isa, &x, &mut out);
+        out
     }
 
     fn on(isa: Isa, x: [f32; LANES]) -> [f32; LANES] {
-        fn run(isa: Isa, x: &[f32; LANES], out: &mut [f32; LANES]) {
-            dispatch!(@for isa, [] (x: &[f32; LANES], out: &mut [f32; LANES]) [] kernel)
+        both(isa, x)[0]
+    }
+
+    #[test]
+    fn powers_of_two() {
+        const LEAST: f32 = f32::MIN_POSITIVE;
+        for isa in Isa::ALL.into_iter().filter(|isa| *isa <= available()) {
+            for i in (-126_000..=125_984).step_by(LANES) {
+                let x: [f32; LANES] = std::array::from_fn(|lane| (i + lane as i32) as f32 / 1000.0);
+                for (x, got) in x.iter().zip(both(isa, x)[1]) {
+                    let want = f64::from(*x).exp2();
+                    assert!((f64::from(got) / want - 1.0).abs() < 5e-7, "{isa:?} {x}: {got} {want}");
+                }
+            }
+            for (x, want) in [(0.0, 1.0), (-1.0, 0.5), (-200.0, LEAST), (f32::NEG_INFINITY, LEAST), (f32::NAN, LEAST)] {
+                assert_eq!(both(isa, [x; LANES])[1], [want; LANES], "{isa:?} {x}");
+            }
+            assert!(both(isa, [f32::INFINITY; LANES])[1][0].is_finite());
         }
-        let mut out = [f32::NAN; LANES];
-        run(isa, &x, &mut out);
-        out
     }
 
     #[test]

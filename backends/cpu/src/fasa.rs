@@ -19,6 +19,7 @@ struct Scratch {
     folded: Vec<f32>,
     scores: Vec<f32>,
     mean: Mean,
+    blocks: Vec<[f32; 16]>,
     entries: Vec<u64>,
 }
 
@@ -112,7 +113,7 @@ impl Step<'_> {
 
     /// The tokens of one KV head: `positions` is `[sets, budget]`.
     fn select(&self, kv_head: usize, queries: &[f32], positions: &mut [u32], scratch: &mut Scratch) -> Result<()> {
-        let Scratch { folded, scores, mean, entries } = scratch;
+        let Scratch { folded, scores, mean, blocks, entries } = scratch;
         let (len, dim, budget) = (self.len, self.dim, self.budget);
         entries.resize(scratch_len(budget).max(4 * budget), 0);
         let per_sketch = self.group / self.sketches();
@@ -128,7 +129,7 @@ impl Step<'_> {
             _ => {
                 scores.resize(self.group * len, 0.0);
                 for ((rows, queries), scores) in prepared.iter().zip(scores.chunks_exact_mut(per_sketch * len)) {
-                    tip::score(rows, queries, scores, len);
+                    tip::score(rows, queries, blocks, scores);
                 }
             }
         }

@@ -16,10 +16,18 @@ pub enum Numbers<'a> {
 }
 
 impl Numbers<'_> {
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Numbers::F32(numbers) => numbers.len(),
             Numbers::F16(numbers) => numbers.len(),
+        }
+    }
+
+    /// How much memory they take.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Numbers::F32(numbers) => size_of_val(*numbers),
+            Numbers::F16(numbers) => size_of_val(*numbers),
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::simd::LANES;
 /// Attention of `G` queries over some rows; parts of the same queries' attention add up.
 #[derive(Debug, Clone)]
 pub(crate) struct Partial {
-    /// Largest score per query, `[G]`.
+    /// Largest score per query, `[G]`, in powers of two.
     pub max: Vec<f32>,
     /// Sum of weights relative to that maximum, `[G]`.
     pub total: Vec<f32>,
@@ -34,7 +34,7 @@ impl Partial {
             if max == f32::NEG_INFINITY {
                 continue;
             }
-            let (mine, theirs) = ((self.max[g] - max).exp(), (other.max[g] - max).exp());
+            let (mine, theirs) = ((self.max[g] - max).exp2(), (other.max[g] - max).exp2());
             self.total[g] = self.total[g] * mine + other.total[g] * theirs;
             let row = g * blocks..(g + 1) * blocks;
             let others = other.sums[row.clone()].as_flattened();

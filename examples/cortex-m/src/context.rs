@@ -25,7 +25,7 @@ impl Context {
     /// A context of the model that `profile` belongs to: its static scale and centre say where keys lie.
     pub fn new(profile: &ProfileView<'_>) -> Self {
         Self {
-            state: 0x9e37_79b9,
+            state: 0x2545_f491,
             scale: core::array::from_fn(|c| profile.key_scale(LAYER, KV_HEAD, c)),
             centre: core::array::from_fn(|c| profile.key_centre(LAYER, KV_HEAD, c)),
         }

@@ -3,6 +3,8 @@
 
 #[path = "../src/read_profile.rs"]
 mod read_profile;
+#[path = "../src/sound.rs"]
+mod sound;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     read_profile::read_profile(bytes);

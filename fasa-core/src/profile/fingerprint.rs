@@ -1,12 +1,11 @@
 //! Which model a profile belongs to.
 
 use super::ProfileError;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::rope::{Chunks, Pairing};
 
 /// The numbers that name a model: architecture, rotary parameters and a hash over a few of its weights.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Model<'a> {
     /// `model_type` as in `config.json`.
     pub architecture: &'a str,
@@ -35,6 +34,27 @@ impl Model<'_> {
     /// [`crate::Error::Range`] if the head dimensions make no sense.
     pub fn chunks(&self) -> Result<Chunks> {
         Chunks::new(self.head_dim as usize, self.rotary_dim as usize, self.pairing)
+    }
+
+    /// The chunks, if a profile can belong to such a model.
+    pub(super) fn check(&self) -> Result<Chunks, ProfileError> {
+        let problem = |field, problem| Err(ProfileError::Field { field, problem });
+        if self.layers == 0 || self.kv_heads == 0 || self.query_heads == 0 {
+            return problem("model", "layers and heads are at least 1");
+        }
+        if !self.query_heads.is_multiple_of(self.kv_heads) {
+            return problem("model.query_heads", "it is a multiple of kv_heads");
+        }
+        if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
+            return problem("model.rope_theta", "it is a positive number");
+        }
+        match self.chunks() {
+            Ok(chunks) => Ok(chunks),
+            Err(Error::Range { what: "rotary_dim", .. }) => {
+                problem("model.rotary_dim", "it is even and at most head_dim")
+            }
+            Err(_) => problem("model.head_dim", "it is even, from 2 to 1024"),
+        }
     }
 
     /// `Ok` if `self`, the model of a profile, is `other`, the model at hand.

@@ -2,6 +2,7 @@
 //!
 //! A file is a fixed header and a postcard body. Reading borrows from the bytes, allocates nothing and never panics;
 //! whatever is wrong with the bytes comes back as a [`ProfileError`]. The layout byte by byte is in `docs/profile.md`.
+//! With the features `alloc` and `serde` a profile also goes to JSON, or any serde format, and back: see `Export`.
 //!
 //! | offset | bytes | content |
 //! |---|---|---|
@@ -15,13 +16,15 @@
 #[cfg(feature = "alloc")]
 mod export;
 mod fingerprint;
+#[cfg(all(feature = "alloc", feature = "serde"))]
+mod spelling;
 mod view;
 mod wire;
 #[cfg(feature = "alloc")]
 mod write;
 
 #[cfg(feature = "alloc")]
-pub use export::{Export, ExportedHead};
+pub use export::{Export, ExportedHead, ExportedKeys, ExportedModel};
 pub use fingerprint::{Model, WeightsHash};
 pub use view::ProfileView;
 #[cfg(feature = "alloc")]

@@ -42,19 +42,8 @@ impl<'a> ProfileView<'a> {
 
     fn check(&self) -> Result<(), ProfileError> {
         let model = &self.body.model;
+        let chunks = model.check()?;
         let field = |field, problem| Err(ProfileError::Field { field, problem });
-        if model.layers == 0 || model.kv_heads == 0 || model.query_heads == 0 {
-            return field("model", "layers and heads are at least 1");
-        }
-        if !model.query_heads.is_multiple_of(model.kv_heads) {
-            return field("model.query_heads", "it is a multiple of kv_heads");
-        }
-        if !(model.rope_theta.is_finite() && model.rope_theta > 0.0) {
-            return field("model.rope_theta", "it is a positive number");
-        }
-        let Ok(chunks) = model.chunks() else {
-            return field("model.head_dim", "it is even and at most 1024");
-        };
         let product = |a: usize, b: usize, c: usize, size: usize| {
             a.checked_mul(b).and_then(|x| x.checked_mul(c)).and_then(|x| x.checked_mul(size))
         };

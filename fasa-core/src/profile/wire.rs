@@ -73,7 +73,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Body<'_>, ProfileError> {
 
 /// The bytes of a body.
 #[cfg(feature = "alloc")]
-pub(super) fn write(body: &Body<'_>) -> crate::error::Result<alloc::vec::Vec<u8>> {
+pub(super) fn write(body: &Body<'_>) -> Result<alloc::vec::Vec<u8>, ProfileError> {
     let model = &body.model;
     let wire = Wire {
         architecture: model.architecture,
@@ -106,8 +106,7 @@ pub(super) fn write(body: &Body<'_>) -> crate::error::Result<alloc::vec::Vec<u8>
         key_scale: body.key_scale,
         key_centre: body.key_centre,
     };
-    postcard::to_allocvec(&wire)
-        .map_err(|_| crate::error::Error::Range { what: "profile", problem: "it cannot be encoded" })
+    postcard::to_allocvec(&wire).map_err(|_| ProfileError::Field { field: "profile", problem: "it cannot be encoded" })
 }
 
 #[cfg(all(test, feature = "alloc"))]

@@ -52,10 +52,10 @@ impl Profile {
         let chunks = model.chunks()?.len();
         let (layers, query_heads, kv_heads) =
             (model.layers as usize, model.query_heads as usize, model.kv_heads as usize);
-        if kv_heads == 0 || query_heads % kv_heads != 0 {
+        if kv_heads == 0 || query_heads == 0 || query_heads % kv_heads != 0 {
             return Err(Error::Range { what: "model", problem: "query heads are a multiple of the KV heads" });
         }
-        expect_length("tally.heads", tally.heads(), layers * query_heads)?;
+        expect_length("tally.heads", tally.heads(), layers.saturating_mul(query_heads))?;
         let rows = scope.rows(query_heads, kv_heads);
         let group = query_heads / rows;
         let (mut ranking, mut scores) = (vec![0; layers * rows * chunks], vec![0.0; layers * rows * chunks]);
@@ -88,16 +88,18 @@ impl Profile {
     ) -> Result<Self> {
         let Provenance { model, criterion, agreement_k, scope, steps, text } = *provenance;
         let chunks = model.chunks()?.len();
-        let rows = model.layers as usize * scope.rows(model.query_heads as usize, model.kv_heads as usize);
-        expect_length("ranking", ranking.len(), rows * chunks)?;
+        let (layers, kv_heads) = (model.layers as usize, model.kv_heads as usize);
+        // Saturated, a size is that of no slice: such a model is refused by the first of them.
+        let table = |heads: usize, width: usize| layers.saturating_mul(heads).saturating_mul(width);
+        expect_length("ranking", ranking.len(), table(scope.rows(model.query_heads as usize, kv_heads), chunks))?;
         expect_length("scores", scores.len(), ranking.len())?;
-        expect_length("key_scale", key_scale.len(), model.layers as usize * model.kv_heads as usize * 2 * chunks)?;
+        expect_length("key_scale", key_scale.len(), table(kv_heads, 2 * chunks))?;
         expect_length("key_centre", key_centre.len(), key_scale.len())?;
         let bytes_of = |numbers: &[f32]| numbers.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
         let (key_scale, key_centre) = (bytes_of(key_scale), bytes_of(key_centre));
         let ranking: Vec<u8> = ranking.iter().flat_map(|chunk| chunk.to_le_bytes()).collect();
         let scores: Vec<u8> = scores.iter().flat_map(|score| (*score as f32).to_le_bytes()).collect();
-        let body = Body {
+        Self::seal(&Body {
             model,
             criterion,
             agreement_k,
@@ -108,13 +110,16 @@ impl Profile {
             scores: &scores,
             key_scale: &key_scale,
             key_centre: &key_centre,
-        };
-        let profile = Self { bytes: encode(&body)? };
-        match ProfileView::parse(&profile.bytes) {
-            Ok(_) => Ok(profile),
-            Err(ProfileError::Field { field, problem }) => Err(Error::Range { what: field, problem }),
-            Err(_) => Err(Error::Range { what: "profile", problem: "it does not read back" }),
-        }
+        })
+        .map_err(|error| match error {
+            ProfileError::Field { field, problem } => Error::Range { what: field, problem },
+            _ => Error::Range { what: "profile", problem: "it does not read back" },
+        })
+    }
+
+    /// The profile with `body`, checked by reading it back.
+    pub(super) fn seal(body: &Body<'_>) -> Result<Self, ProfileError> {
+        Self::from_bytes(encode(body)?)
     }
 
     /// A copy of a profile read elsewhere.
@@ -140,10 +145,10 @@ impl Profile {
     }
 }
 
-fn encode(body: &Body<'_>) -> Result<Vec<u8>> {
+fn encode(body: &Body<'_>) -> Result<Vec<u8>, ProfileError> {
     let encoded = wire::write(body)?;
     let length = u32::try_from(encoded.len())
-        .map_err(|_| Error::Range { what: "profile", problem: "a body is at most 4 GiB long" })?;
+        .map_err(|_| ProfileError::Field { field: "profile", problem: "a body is at most 4 GiB long" })?;
     let mut bytes = Vec::with_capacity(HEADER + encoded.len());
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(&VERSION.to_le_bytes());

@@ -5,7 +5,14 @@ use crate::error::{Result, expect_length};
 use crate::importance::dot_blocks;
 use half::f16;
 
-/// Gathers the query's channels in sketch order, with the static channel scale of the integer formats folded in, `[2F]`.
+/// Largest step of a folded query in the integer formats.
+const LARGEST_STEP: f32 = 127.0;
+
+/// Gathers the query's channels in sketch order, `[2F]`.
+///
+/// For the integer formats the static channel scale is folded in, and the result is rounded to at most 127 steps of
+/// 1/127 of its largest channel: scores are inner products of small integers then, the same on every machine up to one
+/// rounding. The error is that of an 8-bit number, a sixteenth of what rounding the keys to 4 bits does.
 ///
 /// # Errors
 /// [`Error::Length`](crate::Error::Length) unless `out` has 2F places,
@@ -13,11 +20,21 @@ use half::f16;
 pub fn fold_query(plan: &HeadPlan<'_>, query: &[f32], out: &mut [f32]) -> Result<()> {
     plan.fits("query", query.len())?;
     expect_length("out", out.len(), plan.channels.len())?;
-    for ((folded, &channel), scale) in out.iter_mut().zip(plan.channels).zip(plan.scale) {
-        *folded = query[usize::from(channel)];
-        if plan.precision.scale_bytes() > 0 {
-            *folded *= scale;
+    if plan.precision.scale_bytes() == 0 {
+        for (folded, &channel) in out.iter_mut().zip(plan.channels) {
+            *folded = query[usize::from(channel)];
         }
+        return Ok(());
+    }
+    let mut largest = 0.0f32;
+    for ((folded, &channel), scale) in out.iter_mut().zip(plan.channels).zip(plan.scale) {
+        *folded = query[usize::from(channel)] * scale;
+        largest = largest.max(folded.abs());
+    }
+    let step = largest / LARGEST_STEP;
+    let inverse = 1.0 / step;
+    if inverse.is_finite() && step.is_finite() {
+        out.iter_mut().for_each(|folded| *folded = libm::roundf(*folded * inverse) * step);
     }
     Ok(())
 }
@@ -98,13 +115,18 @@ mod tests {
             let (mut folded, mut scores) = (vec![0.0; channels.len()], vec![0.0; rows]);
             fold_query(&plan, query, &mut folded).expect("fits");
             score(&sketch, &folded, &mut scores).expect("fits");
-            let shift: f32 = if scale_bytes == 0 { 0.0 } else {
-                channels.iter().map(|c| query[usize::from(*c)] * offset).sum()
-            };
+            // The query that is scored: the integer formats round it to 127 steps.
+            let unfolded: Vec<f32> = folded.iter().zip(&scale).map(|(f, s)| if scale_bytes == 0 { *f } else { f / s }).collect();
+            let largest = channels.iter().zip(&scale).map(|(c, s)| (query[usize::from(*c)] * s).abs()).fold(0.0, f32::max);
+            for ((c, s), q) in channels.iter().zip(&scale).zip(&unfolded) {
+                let bound = if scale_bytes == 0 { 0.0 } else { largest / 127.0 / s * 0.501 };
+                prop_assert!((query[usize::from(*c)] - q).abs() <= bound, "{precision:?}");
+            }
+            let shift: f32 = if scale_bytes == 0 { 0.0 } else { unfolded.iter().map(|q| q * offset).sum() };
             let mut seen = vec![0.0; channels.len()];
             for (r, key) in keys.iter().enumerate() {
                 dequantize_row(&plan, &sketch, r, &mut seen).expect("fits");
-                let want: f32 = channels.iter().zip(&seen).map(|(c, k)| query[usize::from(*c)] * k).sum();
+                let want: f32 = unfolded.iter().zip(&seen).map(|(q, k)| q * k).sum();
                 prop_assert!((scores[r] + shift - want).abs() < 2e-3 * (1.0 + want.abs() + shift.abs()), "{} {}", scores[r], want);
                 // Every stored number is within half a step of the key, for the largest deviation of the row.
                 let reach = channels.iter().zip(&scale).map(|(c, s)| ((key[usize::from(*c)] - offset) / s).abs()).fold(0.0, f32::max);

@@ -20,17 +20,6 @@ impl Avx2 {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Two<T>(T, T);
 
-impl<T: Copy> Two<T> {
-    #[inline(always)]
-    fn zip<U>(self, other: Self, f: impl Fn(T, T) -> U) -> Two<U> {
-        Two(f(self.0, other.0), f(self.1, other.1))
-    }
-    #[inline(always)]
-    fn map<U>(self, f: impl Fn(T) -> U) -> Two<U> {
-        Two(f(self.0), f(self.1))
-    }
-}
-
 // SAFETY of all blocks: a value of this type exists only where its constructor's caller vouched for the instructions; loads
 // and stores go through references to arrays of the full width.
 impl Simd for Avx2 {
@@ -52,8 +41,7 @@ impl Simd for Avx2 {
     fn load_half(self, from: &[[u8; 2]; LANES]) -> Self::F {
         unsafe {
             let from = from.as_ptr();
-            let half = |at| _mm256_cvtph_ps(_mm_loadu_si128(from.add(at).cast()));
-            Two(half(0), half(8))
+            Two(_mm256_cvtph_ps(_mm_loadu_si128(from.cast())), _mm256_cvtph_ps(_mm_loadu_si128(from.add(8).cast())))
         }
     }
     #[inline(always)]
@@ -65,15 +53,15 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
-        a.zip(b, |a, b| unsafe { _mm256_add_ps(a, b) })
+        unsafe { Two(_mm256_add_ps(a.0, b.0), _mm256_add_ps(a.1, b.1)) }
     }
     #[inline(always)]
     fn sub(self, a: Self::F, b: Self::F) -> Self::F {
-        a.zip(b, |a, b| unsafe { _mm256_sub_ps(a, b) })
+        unsafe { Two(_mm256_sub_ps(a.0, b.0), _mm256_sub_ps(a.1, b.1)) }
     }
     #[inline(always)]
     fn mul(self, a: Self::F, b: Self::F) -> Self::F {
-        a.zip(b, |a, b| unsafe { _mm256_mul_ps(a, b) })
+        unsafe { Two(_mm256_mul_ps(a.0, b.0), _mm256_mul_ps(a.1, b.1)) }
     }
     #[inline(always)]
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
@@ -81,28 +69,34 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn max(self, a: Self::F, b: Self::F) -> Self::F {
-        a.zip(b, |a, b| unsafe { _mm256_max_ps(a, b) })
+        unsafe { Two(_mm256_max_ps(a.0, b.0), _mm256_max_ps(a.1, b.1)) }
     }
     #[inline(always)]
     fn min(self, a: Self::F, b: Self::F) -> Self::F {
-        a.zip(b, |a, b| unsafe { _mm256_min_ps(a, b) })
+        unsafe { Two(_mm256_min_ps(a.0, b.0), _mm256_min_ps(a.1, b.1)) }
     }
     #[inline(always)]
     fn where_ge(self, x: Self::F, bound: Self::F, value: Self::F) -> Self::F {
-        x.zip(bound, |x, bound| unsafe { _mm256_cmp_ps::<_CMP_GE_OQ>(x, bound) })
-            .zip(value, |mask, value| unsafe { _mm256_and_ps(mask, value) })
+        unsafe {
+            let low = _mm256_cmp_ps::<_CMP_GE_OQ>(x.0, bound.0);
+            let high = _mm256_cmp_ps::<_CMP_GE_OQ>(x.1, bound.1);
+            Two(_mm256_and_ps(low, value.0), _mm256_and_ps(high, value.1))
+        }
     }
     #[inline(always)]
     fn power_of_two(self, biased: Self::F) -> Self::F {
-        biased.map(|biased| unsafe {
-            let exponent = _mm256_add_epi32(_mm256_castps_si256(biased), _mm256_set1_epi32(127));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
-        })
+        unsafe {
+            let bias = _mm256_set1_epi32(127);
+            let low = _mm256_add_epi32(_mm256_castps_si256(biased.0), bias);
+            let high = _mm256_add_epi32(_mm256_castps_si256(biased.1), bias);
+            Two(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<23>(high)))
+        }
     }
     #[inline(always)]
     fn sum4(self, [a, b, c, d]: [Self::F; 4]) -> [f32; 4] {
         unsafe {
-            let [a, b, c, d] = [a, b, c, d].map(|x| _mm256_add_ps(x.0, x.1));
+            let (a, b) = (_mm256_add_ps(a.0, a.1), _mm256_add_ps(b.0, b.1));
+            let (c, d) = (_mm256_add_ps(c.0, c.1), _mm256_add_ps(d.0, d.1));
             // Pairs of lanes, then pairs of those: every 128 bits hold a part of all four sums.
             let ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
             let cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
@@ -122,57 +116,81 @@ impl Simd for Avx2 {
         Two(x, x)
     }
     #[inline(always)]
-    fn transpose<'a>(self, piece: impl Fn(usize) -> &'a [u8; 16]) -> [Self::I; 4] {
-        let half = |first: usize| unsafe {
-            let load = |r: usize| _mm_loadu_si128(piece(r).as_ptr().cast());
-            // Pieces i and i + 4 side by side; then 4 x 4 groups are transposed within 128 bits.
-            let two =
-                |i: usize| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(first + i)), load(first + i + 4));
-            let (a, b, c, d) = (two(0), two(1), two(2), two(3));
-            let (ab_low, ab_high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
-            let (cd_low, cd_high) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
-            [
-                _mm256_unpacklo_epi64(ab_low, cd_low),
-                _mm256_unpackhi_epi64(ab_low, cd_low),
-                _mm256_unpacklo_epi64(ab_high, cd_high),
-                _mm256_unpackhi_epi64(ab_high, cd_high),
-            ]
-        };
-        let (low, high) = (half(0), half(8));
-        std::array::from_fn(|k| Two(low[k], high[k]))
+    fn transpose(self, pieces: [&[u8; 16]; LANES]) -> [Self::I; 4] {
+        unsafe {
+            let mut halves = [[_mm256_setzero_si256(); 4]; 2];
+            for (h, half) in halves.iter_mut().enumerate() {
+                let mut two = [_mm256_setzero_si256(); 4];
+                for i in 0..4 {
+                    // Pieces i and i + 4 side by side; then 4 x 4 groups are transposed within 128 bits.
+                    let low = _mm_loadu_si128(pieces[8 * h + i].as_ptr().cast());
+                    let high = _mm_loadu_si128(pieces[8 * h + i + 4].as_ptr().cast());
+                    two[i] = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high);
+                }
+                let [a, b, c, d] = two;
+                let (ab_low, ab_high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+                let (cd_low, cd_high) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+                *half = [
+                    _mm256_unpacklo_epi64(ab_low, cd_low),
+                    _mm256_unpackhi_epi64(ab_low, cd_low),
+                    _mm256_unpacklo_epi64(ab_high, cd_high),
+                    _mm256_unpackhi_epi64(ab_high, cd_high),
+                ];
+            }
+            let [low, high] = halves;
+            [Two(low[0], high[0]), Two(low[1], high[1]), Two(low[2], high[2]), Two(low[3], high[3])]
+        }
     }
     #[inline(always)]
     fn low_nibbles(self, x: Self::I) -> Self::I {
-        x.map(|x| unsafe { _mm256_and_si256(x, _mm256_set1_epi8(15)) })
+        unsafe {
+            let mask = _mm256_set1_epi8(15);
+            Two(_mm256_and_si256(x.0, mask), _mm256_and_si256(x.1, mask))
+        }
     }
     #[inline(always)]
     fn high_nibbles(self, x: Self::I) -> Self::I {
-        x.map(|x| unsafe { _mm256_and_si256(_mm256_srli_epi32::<4>(x), _mm256_set1_epi8(15)) })
+        unsafe { self.low_nibbles(Two(_mm256_srli_epi32::<4>(x.0), _mm256_srli_epi32::<4>(x.1))) }
     }
     #[inline(always)]
     fn dot4(self, sum: Self::I, codes: Self::I, query: i32) -> Self::I {
-        // Pairs of products fit in 16 bits: 2 * 127 * 127 at most.
-        sum.zip(codes, |sum, codes| unsafe {
-            let pairs = _mm256_maddubs_epi16(codes, _mm256_set1_epi32(query));
-            _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-        })
+        unsafe {
+            let query = _mm256_set1_epi32(query);
+            Two(pairs(sum.0, codes.0, query), pairs(sum.1, codes.1, query))
+        }
     }
     #[inline(always)]
     fn dot4_signed(self, sum: Self::I, codes: Self::I, query: i32) -> Self::I {
         // The sign moves from the code to the query, since one side must be unsigned.
-        sum.zip(codes, |sum, codes| unsafe {
-            let query = _mm256_sign_epi8(_mm256_set1_epi32(query), codes);
-            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes), query);
-            _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-        })
+        unsafe {
+            let query = _mm256_set1_epi32(query);
+            let low = pairs(sum.0, _mm256_abs_epi8(codes.0), _mm256_sign_epi8(query, codes.0));
+            let high = pairs(sum.1, _mm256_abs_epi8(codes.1), _mm256_sign_epi8(query, codes.1));
+            Two(low, high)
+        }
+    }
+    #[inline(always)]
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I {
+        unsafe { Two(_mm256_add_epi32(a.0, b.0), _mm256_add_epi32(a.1, b.1)) }
     }
     #[inline(always)]
     fn to_float(self, x: Self::I) -> Self::F {
-        x.map(|x| unsafe { _mm256_cvtepi32_ps(x) })
+        unsafe { Two(_mm256_cvtepi32_ps(x.0), _mm256_cvtepi32_ps(x.1)) }
     }
     #[inline(always)]
     fn prefetch<T>(self, at: *const T) {
         // A prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}
+
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn pairs(sum: __m256i, codes: __m256i, query: __m256i) -> __m256i {
+    // SAFETY: as the caller vouches. Pairs of products fit in 16 bits: 2 * 127 * 127 at most.
+    unsafe {
+        let pairs = _mm256_maddubs_epi16(codes, query);
+        _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
     }
 }

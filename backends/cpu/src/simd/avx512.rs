@@ -113,16 +113,17 @@ macro_rules! avx512 {
                 unsafe { _mm512_set1_epi32(x) }
             }
             #[inline(always)]
-            fn transpose<'a>(self, piece: impl Fn(usize) -> &'a [u8; 16]) -> [__m512i; 4] {
+            fn transpose(self, pieces: [&[u8; 16]; LANES]) -> [__m512i; 4] {
                 unsafe {
-                    let load = |r: usize| _mm_loadu_si128(piece(r).as_ptr().cast());
-                    // Pieces i, i + 4, i + 8, i + 12 side by side; then 4 x 4 groups are transposed within 128 bits.
-                    let four = |i: usize| {
-                        let low = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(i)), load(i + 4));
-                        let high = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(i + 8)), load(i + 12));
-                        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
-                    };
-                    let (a, b, c, d) = (four(0), four(1), four(2), four(3));
+                    let mut four = [_mm512_setzero_si512(); 4];
+                    for i in 0..4 {
+                        // Pieces i, i + 4, i + 8, i + 12 side by side; then 4 x 4 groups are transposed within 128 bits.
+                        let piece = _mm512_castsi128_si512(_mm_loadu_si128(pieces[i].as_ptr().cast()));
+                        let piece = _mm512_inserti32x4::<1>(piece, _mm_loadu_si128(pieces[i + 4].as_ptr().cast()));
+                        let piece = _mm512_inserti32x4::<2>(piece, _mm_loadu_si128(pieces[i + 8].as_ptr().cast()));
+                        four[i] = _mm512_inserti32x4::<3>(piece, _mm_loadu_si128(pieces[i + 12].as_ptr().cast()));
+                    }
+                    let [a, b, c, d] = four;
                     let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
                     let (cd_low, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
                     [
@@ -148,6 +149,10 @@ macro_rules! avx512 {
             #[inline(always)]
             fn dot4_signed(self, sum: __m512i, codes: __m512i, query: i32) -> __m512i {
                 unsafe { $dot4_signed(sum, codes, query) }
+            }
+            #[inline(always)]
+            fn add_i(self, a: __m512i, b: __m512i) -> __m512i {
+                unsafe { _mm512_add_epi32(a, b) }
             }
             #[inline(always)]
             fn to_float(self, x: __m512i) -> __m512 {

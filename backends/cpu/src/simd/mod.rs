@@ -22,6 +22,9 @@ pub(crate) use portable::Portable;
 pub(crate) const LANES: usize = 16;
 
 /// An instruction set. Every method is a handful of instructions and inlined.
+///
+/// Kernels hand these values to `#[inline(always)]` functions only, never to closures: a closure is compiled without the
+/// instructions of the function around it, and each intrinsic in it becomes a call.
 pub(crate) trait Simd: Copy {
     /// Sixteen f32.
     type F: Copy;
@@ -54,7 +57,7 @@ pub(crate) trait Simd: Copy {
 
     fn splat_i(self, x: i32) -> Self::I;
     /// Sixteen pieces of sixteen bytes, transposed: vector k holds bytes `4 k .. 4 k + 4` of each piece.
-    fn transpose<'a>(self, piece: impl Fn(usize) -> &'a [u8; 16]) -> [Self::I; 4];
+    fn transpose(self, pieces: [&[u8; 16]; LANES]) -> [Self::I; 4];
     /// The low half of every byte.
     fn low_nibbles(self, x: Self::I) -> Self::I;
     /// The high half of every byte.
@@ -63,6 +66,7 @@ pub(crate) trait Simd: Copy {
     fn dot4(self, sum: Self::I, codes: Self::I, query: i32) -> Self::I;
     /// The same with codes from -127 to 127, to each of which [`SIGNED_OFFSET`](Self::SIGNED_OFFSET) is added.
     fn dot4_signed(self, sum: Self::I, codes: Self::I, query: i32) -> Self::I;
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
     fn to_float(self, x: Self::I) -> Self::F;
 
     /// Asks for the cache line at `at`. Any address is fine.
@@ -73,7 +77,14 @@ pub(crate) trait Simd: Copy {
     fn largest(self, x: Self::F) -> f32 {
         let mut lanes = [0.0; LANES];
         self.store(x, &mut lanes);
-        lanes.iter().copied().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                lanes[i] = if lanes[i] > lanes[i + width] { lanes[i] } else { lanes[i + width] };
+            }
+            width /= 2;
+        }
+        lanes[0]
     }
 
     /// The sum of the lanes.
@@ -159,11 +170,15 @@ pub(crate) fn dots<S: Simd, E: Element, const R: usize, const Q: usize>(
     queries: [&[[f32; LANES]]; Q],
 ) -> [[S::F; Q]; R] {
     let (blocks, rest) = (rows[0].len() / LANES, rows[0].len() % LANES);
-    let whole: [&[[E; LANES]]; R] = std::array::from_fn(|r| &rows[r].as_chunks().0[..blocks]);
-    let full: [&[[f32; LANES]]; Q] = std::array::from_fn(|q| &queries[q][..blocks]);
-    let mut sums = [[simd.splat(0.0); Q]; R];
+    let whole = rows.map(|row| &row.as_chunks::<LANES>().0[..blocks]);
+    let full = queries.map(|query| &query[..blocks]);
+    let zero = simd.splat(0.0);
+    let mut sums = [[zero; Q]; R];
+    let mut row = [zero; R];
     for j in 0..blocks {
-        let row: [S::F; R] = std::array::from_fn(|r| E::load(simd, &whole[r][j]));
+        for r in 0..R {
+            row[r] = E::load(simd, &whole[r][j]);
+        }
         for q in 0..Q {
             let query = simd.load(&full[q][j]);
             for r in 0..R {
@@ -172,7 +187,9 @@ pub(crate) fn dots<S: Simd, E: Element, const R: usize, const Q: usize>(
         }
     }
     if rest > 0 {
-        let row: [S::F; R] = std::array::from_fn(|r| E::load_rest(simd, &rows[r][blocks * LANES..]));
+        for r in 0..R {
+            row[r] = E::load_rest(simd, &rows[r][blocks * LANES..]);
+        }
         for q in 0..Q {
             let query = simd.load(&queries[q][blocks]);
             for r in 0..R {

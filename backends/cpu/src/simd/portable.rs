@@ -98,10 +98,10 @@ impl Simd for Portable {
         [x; LANES]
     }
     #[inline(always)]
-    fn transpose<'a>(self, piece: impl Fn(usize) -> &'a [u8; 16]) -> [Self::I; 4] {
+    fn transpose(self, pieces: [&[u8; 16]; LANES]) -> [Self::I; 4] {
         let mut groups = [[0; LANES]; 4];
         for lane in 0..LANES {
-            for (group, bytes) in groups.iter_mut().zip(piece(lane).as_chunks::<4>().0) {
+            for (group, bytes) in groups.iter_mut().zip(pieces[lane].as_chunks::<4>().0) {
                 group[lane] = i32::from_le_bytes(*bytes);
             }
         }
@@ -127,6 +127,10 @@ impl Simd for Portable {
             let byte = |at: u32| (x << (24 - 8 * at)) >> 24;
             sum[i] + byte(0) * q[0] + byte(1) * q[1] + byte(2) * q[2] + byte(3) * q[3]
         })
+    }
+    #[inline(always)]
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i] + b[i])
     }
     #[inline(always)]
     fn to_float(self, x: Self::I) -> Self::F {

@@ -43,7 +43,7 @@ fn everything<S: Simd>(
     .to_vec();
     out.sums = simd.sum4([a, b, c, d]);
     out.largest = simd.largest(a);
-    let groups = simd.transpose(|r| &bytes[r]);
+    let groups = simd.transpose(bytes.each_ref());
     out.groups = groups
         .into_iter()
         .flat_map(|g| [simd.low_nibbles(g), simd.high_nibbles(g)])

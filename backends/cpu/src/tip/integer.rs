@@ -1,8 +1,7 @@
 //! Integer sketches: inner products of bytes.
 //!
-//! A folded query is rounded to `254 h + l` steps, h and l from -127 to 127: two bytes, two integer products with the codes
-//! (`vpdpbusd`, four of them at a time in each of sixteen lanes). The step is 1/32,384 of the query's largest channel, so
-//! the rounding is about what summing in another order does, and far under that of the codes.
+//! A folded query is a number of steps per channel, from -127 to 127 ([`fold_query`](fasa_core::sketch::fold_query)): bytes,
+//! whose products with the codes are summed four at a time in each of sixteen lanes (`vpdpbusd`). The sums are exact.
 //!
 //! Sixteen rows are taken at once and transposed, so that a lane is a row: no sum across lanes is ever needed, and the
 //! transposition is shared by the queries of the group.
@@ -11,167 +10,189 @@ use super::row_scales;
 use crate::simd::{LANES, Simd};
 use fasa_core::sketch::{Precision, SketchRows};
 
-/// Weight of the high byte of a query.
-const BASE: i32 = 254;
+/// What four groups of four codes are multiplied with: per group four channels as bytes, and for four-bit codes the four
+/// channels of the upper nibbles.
+type Words = [i32; 8];
 
-/// Most steps of a channel: 127 in the high byte and what does not round up to 128.
-const MOST: i32 = 127 * BASE + BASE / 2 - 1;
-
-/// The two bytes of four channels, four channels to an i32 as the products want them.
-#[derive(Debug, Clone, Copy, Default)]
-struct Bytes {
-    high: i32,
-    low: i32,
+/// Folded queries of a group as bytes.
+pub(crate) struct IntegerQueries {
+    /// `[G, pieces]`.
+    words: Vec<Words>,
+    queries: Vec<Query>,
 }
 
-/// Folded queries of a group in two bytes per channel.
-pub(crate) struct IntegerQueries {
-    /// `[G, 2F / 4]`, in the order in which the codes are met.
-    bytes: Vec<Bytes>,
-    /// Per query: what a step is worth, and what the codes' offset adds up to, in steps.
-    steps: Vec<(f32, f32)>,
-    offset_signed: Vec<f32>,
-    precision: Precision,
+#[derive(Debug, Clone, Copy)]
+struct Query {
+    /// What a step is worth.
+    step: f32,
+    /// Sum of all channels, in steps: what an offset of 1 in every code would add.
+    sum: i32,
 }
 
 impl IntegerQueries {
+    /// Whether rows of so many bytes are taken here.
+    pub(super) fn takes(row_bytes: usize) -> bool {
+        matches!(row_bytes, 16 | 32 | 64 | 128)
+    }
+
     pub(super) fn new(folded: &[f32], precision: Precision, chunks: usize) -> Self {
         let channels = 2 * chunks;
-        let mut queries = Self {
-            bytes: Vec::with_capacity(folded.len() / 4),
-            steps: Vec::with_capacity(folded.len() / channels),
-            offset_signed: Vec::new(),
-            precision,
-        };
+        let pieces = precision.row_bytes(chunks) / 16;
+        let mut words = Vec::with_capacity(folded.len() / channels * pieces);
+        let mut queries = Vec::with_capacity(folded.len() / channels);
         for query in folded.chunks_exact(channels) {
             let largest = query.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-            // Infinite or absent: nothing to rank by, every score is 0.
-            let step = if largest.is_finite() { largest / MOST as f32 } else { 0.0 };
-            let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
-            let steps = |c: usize| if inverse.is_finite() { (query[c] * inverse).round() as i32 } else { 0 };
+            // Infinite or next to nothing: nothing to rank by, every score is 0.
+            let step = if largest.is_finite() { largest / 127.0 } else { 0.0 };
+            let inverse = if step > 0.0 && (1.0 / step).is_finite() { 1.0 / step } else { 0.0 };
+            let steps = |c: usize| (query[c] * inverse).round() as i8;
             let four = |from: usize| {
-                let (mut high, mut low) = ([0u8; 4], [0u8; 4]);
-                for i in 0..4 {
-                    let x = steps(from + i);
-                    let h = (x + if x < 0 { -BASE / 2 } else { BASE / 2 }) / BASE;
-                    (high[i], low[i]) = (h as i8 as u8, (x - h * BASE) as i8 as u8);
-                }
-                Bytes { high: i32::from_le_bytes(high), low: i32::from_le_bytes(low) }
+                i32::from_le_bytes([steps(from), steps(from + 1), steps(from + 2), steps(from + 3)].map(|x| x as u8))
             };
-            match precision {
-                // A byte holds the codes of a channel and of its partner, 2F/2 channels further.
-                Precision::Int4 => {
-                    for k in (0..chunks).step_by(4) {
-                        queries.bytes.extend([four(k), four(k + chunks)]);
+            words.extend((0..pieces).map(|piece| {
+                let mut words = Words::default();
+                for (k, [low_nibbles, high_nibbles]) in words.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                    let byte = 16 * piece + 4 * k;
+                    *low_nibbles = four(byte);
+                    if precision == Precision::Int4 {
+                        // A byte holds the codes of a channel and of its partner, half a row further.
+                        *high_nibbles = four(byte + chunks);
                     }
                 }
-                _ => queries.bytes.extend((0..channels).step_by(4).map(four)),
-            }
-            let sum: i32 = (0..channels).map(steps).sum();
-            queries.steps.push((step, 8.0 * sum as f32));
-            queries.offset_signed.push(sum as f32);
+                words
+            }));
+            queries.push(Query { step, sum: (0..channels).map(|c| i32::from(steps(c))).sum() });
         }
-        queries
+        Self { words, queries }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.steps.len()
+        self.queries.len()
     }
 }
 
+/// See [`super::score_kernel`].
 #[inline(always)]
 pub(super) fn score_kernel<S: Simd>(
     simd: S,
     rows: &SketchRows<'_>,
     queries: &IntegerQueries,
-    scores: &mut [f32],
-    stride: usize,
+    scores: &mut [[f32; LANES]],
+    group: usize,
 ) {
-    let per_row = rows.precision().row_bytes(rows.chunks()) / 16;
-    let pieces = rows.codes().as_chunks::<16>().0;
-    let n = pieces.len() / per_row;
-    for first in (0..n).step_by(LANES) {
-        let count = (n - first).min(LANES);
-        let block = &pieces[first * per_row..(first + count) * per_row];
-        let scale = row_scales(simd, rows.scales(), first);
-        let mut put = |g: usize, score: S::F| {
-            let out = &mut scores[g * stride + first..][..count];
-            match out.first_chunk_mut::<LANES>() {
-                Some(whole) => simd.store(score, whole),
-                None => {
-                    let mut padded = [0.0; LANES];
-                    simd.store(score, &mut padded);
-                    out.copy_from_slice(&padded[..count]);
-                }
-            }
-        };
-        let mut g = 0;
-        while g < queries.len() {
-            let tile = match (queries.len() - g, S::WIDE) {
-                (4.., true) => {
-                    score_tile::<S, 4>(simd, block, per_row, count, queries, g, scale, &mut put);
-                    4
-                }
-                (2.., _) => {
-                    score_tile::<S, 2>(simd, block, per_row, count, queries, g, scale, &mut put);
-                    2
-                }
-                _ => {
-                    score_tile::<S, 1>(simd, block, per_row, count, queries, g, scale, &mut put);
-                    1
-                }
-            };
-            g += tile;
-        }
+    // Rows of a known size are addressed by constants.
+    match (rows.precision(), rows.precision().row_bytes(rows.chunks())) {
+        (Precision::Int4, 16) => score_rows::<S, 1, true>(simd, rows, queries, scores, group),
+        (Precision::Int4, 32) => score_rows::<S, 2, true>(simd, rows, queries, scores, group),
+        (Precision::Int4, 64) => score_rows::<S, 4, true>(simd, rows, queries, scores, group),
+        (Precision::Int4, _) => score_rows::<S, 8, true>(simd, rows, queries, scores, group),
+        (_, 16) => score_rows::<S, 1, false>(simd, rows, queries, scores, group),
+        (_, 32) => score_rows::<S, 2, false>(simd, rows, queries, scores, group),
+        (_, 64) => score_rows::<S, 4, false>(simd, rows, queries, scores, group),
+        _ => score_rows::<S, 8, false>(simd, rows, queries, scores, group),
     }
 }
 
-/// Up to sixteen rows against `Q` queries.
+/// Sixteen rows of `P` pieces.
+type Block<const P: usize> = [[[u8; 16]; P]; LANES];
+
+/// Rows of `P` pieces, four bits a code or eight.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn score_tile<S: Simd, const Q: usize>(
+fn score_rows<S: Simd, const P: usize, const FOUR_BIT: bool>(
     simd: S,
-    block: &[[u8; 16]],
-    per_row: usize,
-    count: usize,
+    rows: &SketchRows<'_>,
     queries: &IntegerQueries,
-    first: usize,
-    scale: S::F,
-    put: &mut impl FnMut(usize, S::F),
+    scores: &mut [[f32; LANES]],
+    group: usize,
 ) {
-    let four_bit = queries.precision == Precision::Int4;
-    // i32 of a query per piece of 16 bytes.
-    let per_piece = if four_bit { 8 } else { 4 };
-    let words = per_piece * per_row;
-    let bytes: [&[Bytes]; Q] = std::array::from_fn(|q| &queries.bytes[(first + q) * words..(first + q + 1) * words]);
-    let zero = simd.splat_i(0);
-    let (mut high, mut low) = ([zero; Q], [zero; Q]);
-    for p in 0..per_row {
-        // Rows past the end repeat the last one; their scores are not stored.
-        let groups = simd.transpose(|r| &block[r.min(count - 1) * per_row + p]);
-        for (k, codes) in groups.into_iter().enumerate() {
-            if four_bit {
-                let (even, odd) = (simd.low_nibbles(codes), simd.high_nibbles(codes));
+    let all = rows.codes().as_chunks::<16>().0.as_chunks::<P>().0;
+    let (blocks, rest) = all.as_chunks::<LANES>();
+    let mut scores = scores.chunks_mut(group);
+    for (b, (block, scores)) in blocks.iter().zip(&mut scores).enumerate() {
+        let scale = row_scales(simd, rows.scales(), b * LANES);
+        score_block::<S, P, FOUR_BIT>(simd, block, scale, queries, scores);
+    }
+    if let (false, Some(scores)) = (rest.is_empty(), scores.next()) {
+        let mut block: Block<P> = [[[0; 16]; P]; LANES];
+        block[..rest.len()].copy_from_slice(rest);
+        let scale = row_scales(simd, rows.scales(), blocks.len() * LANES);
+        score_block::<S, P, FOUR_BIT>(simd, &block, scale, queries, scores);
+    }
+}
+
+/// Sixteen rows against all queries.
+#[inline(always)]
+fn score_block<S: Simd, const P: usize, const FOUR_BIT: bool>(
+    simd: S,
+    block: &Block<P>,
+    scale: S::F,
+    queries: &IntegerQueries,
+    scores: &mut [[f32; LANES]],
+) {
+    let mut words = queries.words.as_chunks::<P>().0;
+    let mut queries = &queries.queries[..];
+    let mut scores = &mut scores[..queries.len()];
+    while !queries.is_empty() {
+        // Tiles of 4, 2 or 1 queries.
+        let tile = match queries.len() {
+            4.. if S::WIDE => 4,
+            2.. => 2,
+            _ => 1,
+        };
+        let (now, later) = queries.split_at(tile);
+        let (now_words, later_words) = words.split_at(tile);
+        let (now_scores, later_scores) = scores.split_at_mut(tile);
+        match tile {
+            4 => score_tile::<S, P, 4, FOUR_BIT>(simd, block, scale, now, now_words, now_scores),
+            2 => score_tile::<S, P, 2, FOUR_BIT>(simd, block, scale, now, now_words, now_scores),
+            _ => score_tile::<S, P, 1, FOUR_BIT>(simd, block, scale, now, now_words, now_scores),
+        }
+        (queries, words, scores) = (later, later_words, later_scores);
+    }
+}
+
+/// Sixteen rows against `Q` queries.
+#[inline(always)]
+fn score_tile<S: Simd, const P: usize, const Q: usize, const FOUR_BIT: bool>(
+    simd: S,
+    block: &Block<P>,
+    scale: S::F,
+    queries: &[Query],
+    words: &[[Words; P]],
+    scores: &mut [[f32; LANES]],
+) {
+    // Lengths that the compiler knows.
+    let (queries, words, scores) = (&queries[..Q], &words[..Q], &mut scores[..Q]);
+    // Two sums per query: a product waits for the one before it.
+    let mut sums = [[simd.splat_i(0); 2]; Q];
+    for q in 0..Q {
+        // Codes carry an offset: what it adds is taken off at the start.
+        let offset = if FOUR_BIT { 8 } else { S::SIGNED_OFFSET };
+        sums[q][0] = simd.splat_i(-offset * queries[q].sum);
+    }
+    for p in 0..P {
+        let mut pieces = [&block[0][p]; LANES];
+        for r in 1..LANES {
+            pieces[r] = &block[r][p];
+        }
+        let groups = simd.transpose(pieces);
+        for k in 0..4 {
+            if FOUR_BIT {
+                let (even, odd) = (simd.low_nibbles(groups[k]), simd.high_nibbles(groups[k]));
                 for q in 0..Q {
-                    let [a, b] = [bytes[q][8 * p + 2 * k], bytes[q][8 * p + 2 * k + 1]];
-                    high[q] = simd.dot4(simd.dot4(high[q], even, a.high), odd, b.high);
-                    low[q] = simd.dot4(simd.dot4(low[q], even, a.low), odd, b.low);
+                    sums[q][0] = simd.dot4(sums[q][0], even, words[q][p][2 * k]);
+                    sums[q][1] = simd.dot4(sums[q][1], odd, words[q][p][2 * k + 1]);
                 }
             } else {
                 for q in 0..Q {
-                    let a = bytes[q][4 * p + k];
-                    high[q] = simd.dot4_signed(high[q], codes, a.high);
-                    low[q] = simd.dot4_signed(low[q], codes, a.low);
+                    sums[q][k % 2] = simd.dot4_signed(sums[q][k % 2], groups[k], words[q][p][2 * k]);
                 }
             }
         }
     }
     for q in 0..Q {
-        let (step, shift) = queries.steps[first + q];
-        let shift = if four_bit { shift } else { S::SIGNED_OFFSET as f32 * queries.offset_signed[first + q] };
-        // Both sums are below 2^24 or rounded like any f32 sum.
-        let steps = simd.mul_add(simd.to_float(high[q]), simd.splat(BASE as f32), simd.to_float(low[q]));
-        let score = simd.mul(simd.mul(simd.sub(steps, simd.splat(shift)), simd.splat(step)), scale);
-        put(first + q, score);
+        // Integers below 2^24: exact in f32.
+        let steps = simd.to_float(simd.add_i(sums[q][0], sums[q][1]));
+        simd.store(simd.mul(simd.mul(steps, simd.splat(queries[q].step)), scale), &mut scores[q]);
     }
 }

@@ -1,25 +1,27 @@
 //! One importance per token for the queries of a group: the mean of their softmaxes.
 //!
-//! A softmax needs its largest score and its sum first. Scores become weights block by block while they are in the first
-//! cache, relative to the block's own maximum; the second pass only multiplies each block by what its maximum is worth.
+//! A softmax needs its largest score and its sum first. Scores become weights span by span while they are in the first cache,
+//! relative to the span's own largest; the second pass only multiplies each span by what that is worth.
 
-use super::{Queries, score_kernel};
-use crate::exp::exp;
+use super::{Queries, SPAN, VECTORS, score_kernel};
+use crate::exp::exp2;
 use crate::isa::dispatch;
 use crate::simd::{LANES, Simd};
 use fasa_core::sketch::SketchRows;
 
-/// Rows per block.
-const BLOCK: usize = 512;
-
 /// Memory of [`group_mean`].
 #[derive(Debug, Default)]
 pub(crate) struct Mean {
-    /// `[G, n]`.
-    weights: Vec<f32>,
-    /// Per query and block, `[G, blocks]`: the largest score and the sum of weights; then the block's factor.
-    maxima: Vec<f32>,
-    totals: Vec<f32>,
+    /// Scores, then weights relative to their span's largest: `[n / 16, G]` vectors of sixteen rows.
+    weights: Vec<[f32; LANES]>,
+    /// Per span and query: the largest score and the sum of weights; then what the span's weights are multiplied with.
+    spans: Vec<Span>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Span {
+    largest: f32,
+    total: f32,
 }
 
 /// Sketches with the queries that each is read for, in order: one for the whole group or one per query head.
@@ -27,31 +29,32 @@ pub(crate) type Sketches<'a> = [(SketchRows<'a>, Queries)];
 
 /// Mean over the group of `softmax(TIP scores * scale)`, `[n]`.
 pub(crate) fn group_mean(sketches: &Sketches<'_>, scale: f32, memory: &mut Mean, importance: &mut [f32]) {
+    // Weights are powers of two.
+    let scale = scale * std::f32::consts::LOG2_E;
     let n = importance.len();
     let group: usize = sketches.iter().map(|(_, queries)| queries.len()).sum();
-    let blocks = n.div_ceil(BLOCK);
-    memory.weights.resize(group * n, 0.0);
-    memory.maxima.resize(group * blocks, 0.0);
-    memory.totals.resize(group * blocks, 0.0);
+    memory.weights.resize(n.div_ceil(LANES) * group, [0.0; LANES]);
+    memory.spans.resize(n.div_ceil(SPAN) * group, Span::default());
     let mut first = 0;
     for (rows, queries) in sketches {
-        weigh(rows, queries, scale, first, n, memory);
+        weigh(rows, queries, scale, first, group, memory);
         first += queries.len();
     }
     for g in 0..group {
-        let maxima = &mut memory.maxima[g * blocks..(g + 1) * blocks];
-        let totals = &memory.totals[g * blocks..(g + 1) * blocks];
-        let max = maxima.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let worth = |block: f32| if block == f32::NEG_INFINITY { 0.0 } else { ((block - max) * scale).exp() };
-        let total: f32 = maxima.iter().zip(totals).map(|(block, total)| worth(*block) * total).sum();
+        let spans = || memory.spans.iter().skip(g).step_by(group);
+        let largest = spans().fold(f32::NEG_INFINITY, |m, span| m.max(span.largest));
+        let worth = |span: &Span| if span.total > 0.0 { ((span.largest - largest) * scale).exp2() } else { 0.0 };
+        let total: f32 = spans().map(|span| worth(span) * span.total).sum();
         let share = if total > 0.0 { 1.0 / (total * group as f32) } else { 0.0 };
-        maxima.iter_mut().for_each(|m| *m = worth(*m) * share);
+        for span in memory.spans.iter_mut().skip(g).step_by(group) {
+            span.total = worth(span) * share;
+        }
     }
-    sum(&memory.weights, &memory.maxima, importance);
+    sum(memory, group, importance);
 }
 
 dispatch! {
-    fn weigh(rows: &SketchRows<'_>, queries: &Queries, scale: f32, first: usize, n: usize, memory: &mut Mean) = weigh_kernel
+    fn weigh(rows: &SketchRows<'_>, queries: &Queries, scale: f32, first: usize, group: usize, memory: &mut Mean) = weigh_kernel
 }
 
 #[inline(always)]
@@ -61,69 +64,74 @@ fn weigh_kernel<S: Simd>(
     queries: &Queries,
     scale: f32,
     first: usize,
-    n: usize,
+    group: usize,
     memory: &mut Mean,
 ) {
-    let blocks = n.div_ceil(BLOCK);
-    for block in 0..blocks {
-        let (from, to) = (block * BLOCK, ((block + 1) * BLOCK).min(n));
-        score_kernel(simd, &rows.span(from..to), queries, &mut memory.weights[first * n + from..], n);
+    let n = rows.len();
+    let Mean { weights, spans } = memory;
+    let spans = spans.chunks_exact_mut(group);
+    for ((i, weights), spans) in weights.chunks_mut(VECTORS * group).enumerate().zip(spans) {
+        let (from, to) = (i * SPAN, ((i + 1) * SPAN).min(n));
+        // The other sketches' queries have their places in each block before and after.
+        score_kernel(simd, &rows.span(from..to), queries, &mut weights[first..], group);
+        let rest = (to - from) % LANES;
         for g in first..first + queries.len() {
-            let scores = &mut memory.weights[g * n + from..g * n + to];
-            let (max, total) = weights(simd, scores, scale);
-            memory.maxima[g * blocks + block] = max;
-            memory.totals[g * blocks + block] = total;
+            if rest > 0 {
+                // Lanes past the last row weigh nothing.
+                let last = weights.len() - group + g;
+                weights[last][rest..].fill(f32::NEG_INFINITY);
+            }
+            spans[g] = to_weights(simd, weights, g, group, scale);
         }
     }
 }
 
-/// Scores of a block to weights relative to their largest. Returns that and the sum of weights.
+/// Scores of query `g` in a span to weights relative to the largest.
 #[inline(always)]
-fn weights<S: Simd>(simd: S, scores: &mut [f32], scale: f32) -> (f32, f32) {
-    let (blocks, rest) = scores.as_chunks_mut::<LANES>();
-    let mut last = [f32::NEG_INFINITY; LANES];
-    last[..rest.len()].copy_from_slice(rest);
-    // A NaN loses against any number.
-    let largest = blocks.iter().fold(simd.load(&last), |m, x| simd.max(simd.load(x), m));
-    let max = simd.largest(largest);
-    if max == f32::NEG_INFINITY {
-        scores.fill(0.0);
-        return (max, 0.0);
+fn to_weights<S: Simd>(simd: S, scores: &mut [[f32; LANES]], g: usize, group: usize, scale: f32) -> Span {
+    let mut largest = simd.splat(f32::NEG_INFINITY);
+    for block in scores.chunks_exact(group) {
+        largest = simd.max(simd.load(&block[g]), largest); // a NaN loses against any number
     }
-    let weigh = |x: S::F| exp(simd, simd.mul(simd.sub(x, simd.splat(max)), simd.splat(scale)));
+    let largest = simd.largest(largest);
+    if largest == f32::NEG_INFINITY {
+        return Span { largest, total: 0.0 };
+    }
+    // 2^(score * factor - largest * factor), in one rounding.
+    let (factor, shift) = (simd.splat(scale), simd.splat(-largest * scale));
     let mut total = simd.splat(0.0);
-    for block in blocks {
-        let weights = weigh(simd.load(block));
+    for block in scores.chunks_exact_mut(group) {
+        let weights = exp2(simd, simd.mul_add(simd.load(&block[g]), factor, shift));
         total = simd.add(total, weights);
-        simd.store(weights, block);
+        simd.store(weights, &mut block[g]);
     }
-    let weights = weigh(simd.load(&last));
-    simd.store(weights, &mut last);
-    rest.copy_from_slice(&last[..rest.len()]);
-    (max, simd.sum(simd.add(total, weights)))
+    Span { largest, total: simd.sum(total) }
 }
 
 dispatch! {
-    /// `importance[t]` = Σ_g `weights[g, t]` * `factors[g, block of t]`.
-    fn sum(weights: &[f32], factors: &[f32], importance: &mut [f32]) = sum_kernel
+    /// `importance[t]` = Σ_g weight of t for g, times what its span is worth.
+    fn sum(memory: &Mean, group: usize, importance: &mut [f32]) = sum_kernel
 }
 
 #[inline(always)]
-fn sum_kernel<S: Simd>(simd: S, weights: &[f32], factors: &[f32], importance: &mut [f32]) {
-    let n = importance.len();
-    let (group, blocks) = (weights.len() / n, n.div_ceil(BLOCK));
-    for (block, out) in importance.chunks_mut(BLOCK).enumerate() {
-        for g in 0..group {
-            let factor = factors[g * blocks + block];
-            let weights = &weights[g * n + block * BLOCK..][..out.len()];
-            let (to, to_rest) = out.as_chunks_mut::<LANES>();
-            let (from, from_rest) = weights.as_chunks::<LANES>();
-            for (to, from) in to.iter_mut().zip(from) {
-                let product = simd.mul(simd.load(from), simd.splat(factor));
-                simd.store(if g == 0 { product } else { simd.add(simd.load(to), product) }, to);
+fn sum_kernel<S: Simd>(simd: S, memory: &Mean, group: usize, importance: &mut [f32]) {
+    let spans = memory.weights.chunks(VECTORS * group).zip(memory.spans.chunks_exact(group));
+    for (out, (weights, spans)) in importance.chunks_mut(SPAN).zip(spans) {
+        for (out, weights) in out.chunks_mut(LANES).zip(weights.chunks_exact(group)) {
+            let mut sum = simd.splat(0.0);
+            for g in 0..group {
+                // Weights of a span without any number are what its scores were.
+                if spans[g].total > 0.0 {
+                    sum = simd.mul_add(simd.load(&weights[g]), simd.splat(spans[g].total), sum);
+                }
             }
-            for (to, from) in to_rest.iter_mut().zip(from_rest) {
-                *to = if g == 0 { from * factor } else { *to + from * factor };
+            match out.first_chunk_mut::<LANES>() {
+                Some(whole) => simd.store(sum, whole),
+                None => {
+                    let mut lanes = [0.0; LANES];
+                    simd.store(sum, &mut lanes);
+                    out.copy_from_slice(&lanes[..out.len()]);
+                }
             }
         }
     }

@@ -15,7 +15,7 @@ use fasa_core::sketch::{Precision, SketchRows};
 
 /// Folded queries of one group in the form that the sketch's format wants.
 pub(crate) enum Queries {
-    /// Integer formats whose rows are whole pieces of 16 bytes.
+    /// Integer formats of 16, 32, 64 or 128 bytes a row.
     Integer(IntegerQueries),
     /// Integer formats of another size, and f16.
     Float(Padded),
@@ -27,7 +27,7 @@ impl Queries {
     /// From folded queries, `[G, 2F]`.
     pub(crate) fn new(folded: &[f32], precision: Precision, chunks: usize) -> Self {
         match precision {
-            Precision::Int4 | Precision::Int8 if precision.row_bytes(chunks).is_multiple_of(16) => {
+            Precision::Int4 | Precision::Int8 if IntegerQueries::takes(precision.row_bytes(chunks)) => {
                 Queries::Integer(IntegerQueries::new(folded, precision, chunks))
             }
             Precision::F32 => Queries::Exact(folded.to_vec(), 2 * chunks),
@@ -44,32 +44,57 @@ impl Queries {
     }
 }
 
+/// Rows that are scored at a time: their scores stay in the first cache.
+const SPAN: usize = 512;
+
+/// Vectors of [`SPAN`] scores.
+const VECTORS: usize = SPAN / LANES;
+
 dispatch! {
-    /// TIP scores of all `rows`: query g's score of row r goes to `scores[g * stride + r]`.
-    pub(crate) fn score(rows: &SketchRows<'_>, queries: &Queries, scores: &mut [f32], stride: usize) = score_kernel
+    /// TIP scores of all rows, `[G, n]`.
+    pub(crate) fn score(rows: &SketchRows<'_>, queries: &Queries, memory: &mut Vec<[f32; LANES]>, scores: &mut [f32])
+        = rows_kernel
 }
 
 #[inline(always)]
-pub(crate) fn score_kernel<S: Simd>(
+fn rows_kernel<S: Simd>(
     simd: S,
     rows: &SketchRows<'_>,
     queries: &Queries,
+    memory: &mut Vec<[f32; LANES]>,
     scores: &mut [f32],
-    stride: usize,
 ) {
-    match queries {
-        Queries::Integer(queries) => integer::score_kernel(simd, rows, queries, scores, stride),
-        Queries::Float(queries) if rows.precision() == Precision::F16 => {
-            half_kernel(simd, rows.codes().as_chunks::<2>().0, queries, 2 * rows.chunks(), scores, stride);
+    let (n, group) = (rows.len(), queries.len());
+    memory.resize(group * VECTORS, [0.0; LANES]);
+    for from in (0..n).step_by(SPAN) {
+        let to = (from + SPAN).min(n);
+        score_kernel(simd, &rows.span(from..to), queries, memory, group);
+        for g in 0..group {
+            let out = &mut scores[g * n + from..g * n + to];
+            for (out, scores) in out.chunks_mut(LANES).zip(memory.iter().skip(g).step_by(group)) {
+                out.copy_from_slice(&scores[..out.len()]);
+            }
         }
-        Queries::Float(queries) => decode_kernel(simd, rows, queries, scores, stride),
+    }
+}
+
+/// Scores of up to [`SPAN`] rows against all queries, in blocks of sixteen rows: a block is `group` vectors, of which the
+/// first are written, one per query. Lanes past the last row hold anything.
+#[inline(always)]
+fn score_kernel<S: Simd>(simd: S, rows: &SketchRows<'_>, queries: &Queries, scores: &mut [[f32; LANES]], group: usize) {
+    match queries {
+        Queries::Integer(queries) => integer::score_kernel(simd, rows, queries, scores, group),
+        Queries::Float(queries) if rows.precision() == Precision::F16 => {
+            half_kernel(simd, rows.codes().as_chunks::<2>().0, queries, 2 * rows.chunks(), scores, group);
+        }
+        Queries::Float(queries) => decode_kernel(simd, rows, queries, scores, group),
         // This format is there to compare with: it sums in the reference's order, to the bit.
         Queries::Exact(queries, channels) => {
             for (g, query) in queries.chunks_exact(*channels).enumerate() {
                 for r in 0..rows.len() {
                     // It fails for a query of another length only.
                     let score = fasa_core::sketch::score_row(rows, r, query);
-                    scores[g * stride + r] = score.unwrap_or(f32::NEG_INFINITY);
+                    scores[r / LANES * group + g][r % LANES] = score.unwrap_or(f32::NEG_INFINITY);
                 }
             }
         }
@@ -83,31 +108,61 @@ fn half_kernel<S: Simd>(
     codes: &[[u8; 2]],
     queries: &Padded,
     channels: usize,
-    scores: &mut [f32],
-    stride: usize,
+    scores: &mut [[f32; LANES]],
+    group: usize,
 ) {
-    let n = codes.len() / channels;
-    for first in (0..n).step_by(4) {
-        let row = |r: usize| &codes[(first + r).min(n - 1) * channels..][..channels];
-        let rows = [row(0), row(1), row(2), row(3)];
-        let count = (n - first).min(4);
-        let mut g = 0;
-        while g < queries.len() {
-            let mut put = |g: usize, sums: [f32; 4]| {
-                scores[g * stride + first..][..count].copy_from_slice(&sums[..count]);
-            };
-            if S::WIDE && g + 4 <= queries.len() {
-                let group = std::array::from_fn(|q| queries.row(g + q));
-                let sums = dots::<S, [u8; 2], 4, 4>(simd, rows, group);
-                for q in 0..4 {
-                    put(g + q, simd.sum4(std::array::from_fn(|r| sums[r][q])));
+    // Rows of a known size are addressed by constants.
+    match channels {
+        32 => half_rows::<S, 2>(simd, codes.as_chunks().0, queries, scores, group),
+        64 => half_rows::<S, 4>(simd, codes.as_chunks().0, queries, scores, group),
+        128 => half_rows::<S, 8>(simd, codes.as_chunks().0, queries, scores, group),
+        _ => {
+            for (r, row) in codes.chunks_exact(channels).enumerate() {
+                for g in 0..queries.len() {
+                    let [[sums]] = dots::<S, [u8; 2], 1, 1>(simd, [row], [queries.row(g)]);
+                    scores[r / LANES * group + g][r % LANES] = simd.sum(sums);
                 }
-                g += 4;
-            } else {
-                let sums = dots::<S, [u8; 2], 4, 1>(simd, rows, [queries.row(g)]);
-                put(g, simd.sum4(sums.map(|[sum]| sum)));
-                g += 1;
             }
+        }
+    }
+}
+
+/// Rows of `B` vectors.
+#[inline(always)]
+fn half_rows<S: Simd, const B: usize>(
+    simd: S,
+    codes: &[[[u8; 2]; LANES]],
+    queries: &Padded,
+    scores: &mut [[f32; LANES]],
+    group: usize,
+) {
+    for (rows, scores) in codes.as_chunks::<B>().0.chunks(LANES).zip(scores.chunks_mut(group)) {
+        for first in (0..rows.len()).step_by(4) {
+            // Rows past the end repeat the last one.
+            let last = rows.len() - 1;
+            let rows = [first, first + 1, first + 2, first + 3].map(|r| rows[r.min(last)].as_flattened());
+            half_block(simd, rows, queries, scores, first);
+        }
+    }
+}
+
+/// Four rows against all queries: scores go to the lanes from `first`.
+#[inline(always)]
+fn half_block<S: Simd>(simd: S, rows: [&[[u8; 2]]; 4], queries: &Padded, scores: &mut [[f32; LANES]], first: usize) {
+    let mut g = 0;
+    while g < queries.len() {
+        if S::WIDE && g + 4 <= queries.len() {
+            let group = [queries.row(g), queries.row(g + 1), queries.row(g + 2), queries.row(g + 3)];
+            let sums = dots::<S, [u8; 2], 4, 4>(simd, rows, group);
+            for q in 0..4 {
+                let sums = simd.sum4([sums[0][q], sums[1][q], sums[2][q], sums[3][q]]);
+                scores[g + q][first..first + 4].copy_from_slice(&sums);
+            }
+            g += 4;
+        } else {
+            let [[a], [b], [c], [d]] = dots::<S, [u8; 2], 4, 1>(simd, rows, [queries.row(g)]);
+            scores[g][first..first + 4].copy_from_slice(&simd.sum4([a, b, c, d]));
+            g += 1;
         }
     }
 }
@@ -117,7 +172,7 @@ const MAX_CHANNELS: usize = fasa_core::rope::MAX_HEAD_DIM;
 
 /// Integer rows of any number of chunks: each is decoded to a buffer.
 #[inline(always)]
-fn decode_kernel<S: Simd>(simd: S, rows: &SketchRows<'_>, queries: &Padded, scores: &mut [f32], stride: usize) {
+fn decode_kernel<S: Simd>(simd: S, rows: &SketchRows<'_>, queries: &Padded, scores: &mut [[f32; LANES]], group: usize) {
     let channels = 2 * rows.chunks();
     let mut buffer = [0.0f32; MAX_CHANNELS];
     let row = &mut buffer[..channels];
@@ -135,7 +190,7 @@ fn decode_kernel<S: Simd>(simd: S, rows: &SketchRows<'_>, queries: &Padded, scor
         let scale = half::f16::from_le_bytes(*scale).to_f32();
         for g in 0..queries.len() {
             let [[sums]] = dots::<S, f32, 1, 1>(simd, [row], [queries.row(g)]);
-            scores[g * stride + t] = simd.sum(sums) * scale;
+            scores[t / LANES * group + g][t % LANES] = simd.sum(sums) * scale;
         }
     }
 }
