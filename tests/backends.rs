@@ -6,10 +6,10 @@ mod fixture;
 #[path = "fixture/model.rs"]
 mod model;
 
-use fasa_burn::Device;
 use fasa_burn::method::Method;
 use fasa_burn::model::{Logits, Watch, to_host};
 use fasa_burn::ops::Recorder;
+use fasa_burn::{Device, Dtype, Error};
 use fasa_core::profile::ProfileView;
 use fasa_core::{Budget, FasaConfig};
 use fasa_cpu::Selected;
@@ -19,7 +19,7 @@ const TOLERANCE: f32 = 1e-3;
 /// Logits of a prompt and of the steps after it, and the tokens that the steps attended to.
 fn run(device: &Device, config: FasaConfig, profile: &str) -> (Vec<f32>, Vec<(usize, Selected)>) {
     let folder = fixture::folder().join("nano");
-    let model = model::load_on(&folder, device);
+    let model = model::load_as(&folder, device, Dtype::F32);
     let profile = std::fs::read(folder.join(profile)).expect("a profile");
     let view = ProfileView::parse(&profile).expect("a profile");
     let method = Method::fasa(&view, config, Budget::Tokens(24)).expect("it fits");
@@ -48,4 +48,20 @@ fn ndarray_agrees_with_flex() {
         assert!(worst < TOLERANCE, "{profile}: a logit differs by {worst}");
         assert_eq!(flex_tokens, ndarray_tokens, "{profile}");
     }
+}
+
+#[test]
+#[allow(deprecated)] // as above
+fn what_ndarray_does_not_compute_with_is_refused() {
+    let folder = fixture::folder().join("nano");
+    let config = fasa_burn::config::ModelConfig::read(&folder).expect("a config");
+    let checkpoint = fasa_burn::checkpoint::Checkpoint::open(&folder).expect("weights");
+    let refused = |error: Error| {
+        let message = error.to_string();
+        assert!(["dtype", "f16", "NdArray", "--dtype f32"].iter().all(|part| message.contains(part)), "{message}");
+    };
+    let device = Device::ndarray();
+    let decoder = fasa_burn::model::Decoder::load(config.clone(), &checkpoint, &device, Dtype::F16, &mut |_, _| {});
+    refused(decoder.expect_err("no half precision"));
+    refused(fasa_burn::cache::KvCache::new(&config, 8, Dtype::F16, &device).expect_err("no half precision"));
 }

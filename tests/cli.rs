@@ -53,8 +53,9 @@ fn the_main_job() {
     assert_eq!(report["right"], true);
     assert_eq!(report["tokens_kept"], 128);
     let bytes = |key: &str| report[key].as_u64().expect("a count");
-    // Five of six layers read 128 rows and a sketch of 18 bytes instead of 512 per token and KV head; one is dense.
-    let (seen, row, heads) = (bytes("tokens_seen"), 512, 2);
+    assert_eq!(report["dtype"], "f16");
+    // Five of six layers read 128 rows and a sketch of 18 bytes instead of 256 per token and KV head; one is dense.
+    let (seen, row, heads) = (bytes("tokens_seen"), 256, 2);
     assert_eq!(bytes("cache_bytes_per_step_dense"), 6 * heads * seen * row);
     assert_eq!(bytes("cache_bytes_per_step_fasa"), heads * seen * row + 5 * heads * (seen * 18 + 128 * row));
     assert!(report["tokens_per_second_fasa"].as_f64() > Some(0.0));
@@ -69,6 +70,29 @@ fn the_main_job_needs_no_arguments() {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert!(!text.contains('\u{1b}'), "no colours in a pipe: {text:?}");
+}
+
+#[test]
+fn benches_print_what_the_bytes_allow() {
+    let small = ["bench", "decode", "--lengths", "300,600", "--steps", "2", "--budget", "32", "--format", "json"];
+    let report = json(&small);
+    let results = report["results"].as_array().expect("a list");
+    assert_eq!(results.len(), 4, "{report}");
+    for result in results {
+        assert!(result["tokens_per_second"].as_f64() > Some(0.0), "{report}");
+        assert!(result["bound_tokens_per_second"].as_f64() > Some(0.0), "{report}");
+    }
+    let attention = ["bench", "attention", "--shape", "4,2,64", "--lengths", "1k", "--steps", "2", "--format", "json"];
+    let report = json(&attention);
+    assert!(report["results"][0]["fasa_over_dense"].as_f64() > Some(0.0), "{report}");
+    // 1,024 rows of 256 bytes per head; 1,024 sketch rows of 18 and 256 rows.
+    let allowed = 1024.0 * 256.0 / (1024.0 * 18.0 + 256.0 * 256.0);
+    assert!((report["results"][0]["bound_over_dense"].as_f64().expect("a number") - allowed).abs() < 1e-9, "{report}");
+    let report = json(&["bench", "prefill", "--lengths", "600,700", "--format", "json"]);
+    assert_eq!(report["results"][1]["from"], 600, "{report}");
+    refused(&["bench", "decode", "--lengths", "0"], &["0", "length"]);
+    refused(&["bench", "attention", "--shape", "4,3,64"], &["4,3,64", "divisor"]);
+    refused(&["bench", "attention", "--budget", "0"], &["--budget", "1"]);
 }
 
 #[test]

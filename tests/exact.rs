@@ -9,6 +9,7 @@ use fasa_burn::cache::KvCache;
 use fasa_burn::method::Method;
 use fasa_burn::model::{Decoder, Logits, Observer, Watch, to_host};
 use fasa_burn::ops::Recorder;
+use fasa_burn::{Device, Dtype};
 use fasa_core::config::ChunkCount;
 use fasa_core::policy::{Oracle, Ranked};
 use fasa_core::profile::ProfileView;
@@ -17,6 +18,8 @@ use fasa_core::{Budget, FasaConfig, Scope};
 use fasa_cpu::Selected;
 
 const BUDGET: Budget = Budget::Tokens(48);
+
+const BOTH: [Dtype; 2] = [Dtype::F32, Dtype::F16];
 
 struct Nano {
     model: Decoder,
@@ -36,12 +39,12 @@ impl Observer for Queries {
 }
 
 impl Nano {
-    fn load() -> Self {
+    fn load(dtype: Dtype) -> Self {
         let folder = fixture::folder().join("nano");
         // The reference ids are ordinary text; repeated, they make a longer one whose end asks for its beginning.
         let ids = fixture::Fixture::read(&folder.join("expected.safetensors")).u32("input_ids");
         Self {
-            model: model::load(&folder),
+            model: model::load_as(&folder, &Device::flex(), dtype),
             profile: std::fs::read(folder.join("fasa-default.profile")).expect("a profile"),
             prompt: ids.iter().cycle().take(300).copied().collect(),
             steps: ids.iter().take(24).copied().collect(),
@@ -93,7 +96,12 @@ fn per_head(selected: &[(usize, Selected)], heads: usize) -> Vec<(usize, Vec<u32
 
 #[test]
 fn an_f32_sketch_of_all_chunks_is_the_oracle() {
-    let nano = Nano::load();
+    for dtype in BOTH {
+        an_f32_sketch_of_all_chunks_is_the_oracle_in(Nano::load(dtype));
+    }
+}
+
+fn an_f32_sketch_of_all_chunks_is_the_oracle_in(nano: Nano) {
     let heads = nano.model.config().num_attention_heads;
     let (fasa_logits, fasa) = nano.run(&nano.all_chunks(Precision::F32));
     let (oracle_logits, oracle) = nano.run(&nano.oracle());
@@ -105,7 +113,12 @@ fn an_f32_sketch_of_all_chunks_is_the_oracle() {
 
 #[test]
 fn an_f16_sketch_of_all_chunks_differs_by_rounding_alone() {
-    let nano = Nano::load();
+    for dtype in BOTH {
+        an_f16_sketch_of_all_chunks_differs_by_rounding_alone_in(Nano::load(dtype));
+    }
+}
+
+fn an_f16_sketch_of_all_chunks_differs_by_rounding_alone_in(nano: Nano) {
     let config = nano.model.config().clone();
     let (heads, dim, group) = (config.num_attention_heads, config.head_dim, config.num_key_value_groups());
     // One step: after the first differing token the hidden states part, and with them what is to be compared.
@@ -146,7 +159,12 @@ fn an_f16_sketch_of_all_chunks_differs_by_rounding_alone() {
 
 #[test]
 fn a_covering_budget_is_dense_to_the_bit() {
-    let nano = Nano::load();
+    for dtype in BOTH {
+        a_covering_budget_is_dense_to_the_bit_in(Nano::load(dtype));
+    }
+}
+
+fn a_covering_budget_is_dense_to_the_bit_in(nano: Nano) {
     let (dense, _) = nano.run(&Method::Dense);
     let all = Budget::Tokens((nano.prompt.len() + nano.steps.len()) as u32);
     for budget in [all, Budget::Tokens(u32::MAX), Budget::Ratio(1.0)] {

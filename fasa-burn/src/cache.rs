@@ -1,9 +1,11 @@
 //! The KV cache: keys, values and sketches of every layer, appended in place.
 
 use crate::config::ModelConfig;
+use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::ops;
-use burn::tensor::{DType, Device, Int, Tensor, TensorCreationOptions};
+use crate::ops::{self, SketchStep, Status};
+use crate::rope::Angles;
+use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorCreationOptions};
 use fasa_core::policy::OwnedPlan;
 use std::sync::Arc;
 
@@ -16,39 +18,43 @@ pub struct KvCache {
     layers: Vec<Layer>,
     len: usize,
     capacity: usize,
+    dtype: Dtype,
     sketched: Option<Sketched>,
 }
 
-/// Keys and values of one layer. The tensors are taken out while they are written, so that their buffer has one owner and
-/// the write happens in place.
-#[derive(Debug)]
-struct Layer {
-    keys: Slot<Tensor<3>>,
-    values: Slot<Tensor<3>>,
-}
+/// Keys and values of one layer.
+type Layer = Slot<(Tensor<3>, Tensor<3>)>;
 
-/// A tensor that can be taken out and put back.
+/// Tensors that are taken out while they are written, so that their buffers have one owner and the write happens in place.
 #[derive(Debug)]
 struct Slot<T>(Option<T>);
 
 impl<T: Clone> Slot<T> {
-    fn new(tensor: T) -> Self {
-        Self(Some(tensor))
+    fn new(tensors: T) -> Self {
+        Self(Some(tensors))
     }
 
-    /// Replaces the tensor by what `change` makes of it, as its only owner.
-    fn update(&mut self, change: impl FnOnce(T) -> T) {
-        self.0 = self.0.take().map(change);
-    }
-
-    /// Another handle to the tensor.
-    fn get(&self) -> T {
-        match &self.0 {
-            Some(tensor) => tensor.clone(),
-            // Only a panic inside `update` can leave a slot empty, and it unwinds through the owner of the cache.
-            None => unreachable!("a cache slot is empty only while it is being written"),
+    /// Replaces the tensors by what `change` makes of them, as their only owner.
+    fn update<R>(&mut self, change: impl FnOnce(T) -> (T, R)) -> R {
+        match self.0.take() {
+            Some(tensors) => {
+                let (tensors, result) = change(tensors);
+                self.0 = Some(tensors);
+                result
+            }
+            None => taken(),
         }
     }
+
+    /// Other handles to the tensors.
+    fn get(&self) -> T {
+        self.0.clone().unwrap_or_else(|| taken())
+    }
+}
+
+/// Only a panic inside `update` can leave a slot empty, and it unwinds through the owner of the cache.
+fn taken() -> ! {
+    unreachable!("a cache slot is empty only while it is being written")
 }
 
 /// Sketches of all sparse layers for one plan.
@@ -58,13 +64,10 @@ struct Sketched {
     layers: Vec<Option<SketchLayer>>,
 }
 
-/// The sketch of one layer, `[sketch_heads, capacity, bytes]`, and how many rows of it are written.
+/// The sketch of one layer and how many rows of it are written.
 #[derive(Debug)]
 struct SketchLayer {
-    codes: Slot<Tensor<3, Int>>,
-    scales: Slot<Tensor<3, Int>>,
-    /// Whether rows have scales; the float formats have none.
-    scaled: bool,
+    tensors: Slot<SketchTensors>,
     len: usize,
 }
 
@@ -78,12 +81,27 @@ pub struct SketchTensors {
 }
 
 impl KvCache {
-    /// An empty cache with room for `capacity` tokens.
-    pub fn new(config: &ModelConfig, capacity: usize, device: &Device) -> Self {
+    /// An empty cache with room for `capacity` tokens. [`Decoder::new_cache`](crate::model::Decoder::new_cache) makes one
+    /// in the model's own number format.
+    ///
+    /// # Errors
+    /// [`crate::Error::Request`] if the device does not compute with `dtype`.
+    pub fn new(config: &ModelConfig, capacity: usize, dtype: Dtype, device: &Device) -> Result<Self> {
+        dtype.check(device)?;
+        Ok(Self::empty(config, capacity, dtype, device))
+    }
+
+    /// [`new`](Self::new) where the device is known to compute with `dtype`.
+    pub(crate) fn empty(config: &ModelConfig, capacity: usize, dtype: Dtype, device: &Device) -> Self {
         let capacity = capacity.max(1);
-        let empty = || Slot::new(Tensor::zeros([config.num_key_value_heads, capacity, config.head_dim], device));
-        let layers = (0..config.num_hidden_layers).map(|_| Layer { keys: empty(), values: empty() }).collect();
-        Self { layers, len: 0, capacity, sketched: None }
+        let rows = || zeros([config.num_key_value_heads, capacity, config.head_dim], dtype, device);
+        let layers = (0..config.num_hidden_layers).map(|_| Slot::new((rows(), rows()))).collect();
+        Self { layers, len: 0, capacity, dtype, sketched: None }
+    }
+
+    /// The number format of keys and values.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
     }
 
     /// Tokens held.
@@ -116,42 +134,78 @@ impl KvCache {
             return;
         }
         let capacity = needed.max(2 * self.capacity);
-        let kept = self.len;
-        for layer in &mut self.layers {
-            for slot in [&mut layer.keys, &mut layer.values] {
-                slot.update(|old| {
-                    let [heads, _, dim] = old.dims();
-                    let new = Tensor::zeros([heads, capacity, dim], &old.device());
-                    if kept == 0 {
-                        return new; // there is no empty slice
-                    }
-                    new.slice_assign([0..heads, 0..kept, 0..dim], old.narrow(1, 0, kept))
-                });
+        let (kept, dtype) = (self.len, self.dtype);
+        let grown = |old: Tensor<3>| {
+            let [heads, _, dim] = old.dims();
+            let new = zeros([heads, capacity, dim], dtype, &old.device());
+            match kept {
+                0 => new, // there is no empty slice
+                _ => new.slice_assign([0..heads, 0..kept, 0..dim], old.narrow(1, 0, kept)),
             }
+        };
+        for layer in &mut self.layers {
+            layer.update(|(keys, values)| ((grown(keys), grown(values)), ()));
         }
         self.capacity = capacity;
         // Sketches follow from the keys; they are made again in one pass when they are next read.
         self.sketched = None;
     }
 
-    /// Writes the new rows of `layer` behind the `len` tokens held: `[kv_heads, new, head_dim]` each. The tokens count as
-    /// held once [`advance`](Self::advance) is called, after the last layer.
-    pub(crate) fn write(&mut self, layer: usize, keys: Tensor<3>, values: Tensor<3>) {
-        let [heads, new, dim] = keys.dims();
+    /// Writes keys and values of new tokens into `layer`, behind the `len` tokens held, and returns their queries,
+    /// `[new, query_heads, head_dim]`; keys and queries are turned by `angles`. `qkv` is `[new, (query heads + 2 kv heads) *
+    /// head_dim]`. The tokens count as held once [`advance`](Self::advance) is called, after the last layer.
+    pub(crate) fn append(&mut self, layer: usize, qkv: Tensor<2>, angles: &Angles) -> Tensor<3> {
+        let position = self.len;
+        self.layers[layer].update(|(keys, values)| {
+            let (queries, keys, values) = ops::append(qkv, angles, keys, values, position);
+            ((keys, values), queries)
+        })
+    }
+
+    /// Writes rows of `layer` behind the `len` tokens held: `[kv_heads, new, head_dim]` each.
+    fn write(&mut self, layer: usize, new_keys: Tensor<3>, new_values: Tensor<3>) {
+        let [heads, new, dim] = new_keys.dims();
         let at = [0..heads, self.len..self.len + new, 0..dim];
-        self.layers[layer].keys.update(|cache| cache.slice_assign(at.clone(), keys));
-        self.layers[layer].values.update(|cache| cache.slice_assign(at, values));
+        self.layers[layer].update(|(keys, values)| {
+            ((keys.slice_assign(at.clone(), new_keys), values.slice_assign(at, new_values)), ())
+        });
     }
 
     /// Appends `new` rows of zeros to every layer: a context of any length for measurements, without reading a text.
     pub fn append_zeros(&mut self, new: usize) {
         self.reserve(new);
         for layer in 0..self.layers.len() {
-            let (keys, _) = self.layer(layer);
+            let (keys, values) = self.layer(layer);
             let [heads, _, dim] = keys.dims();
-            let rows = Tensor::zeros([heads, new, dim], &keys.device());
-            drop(keys); // a second handle would make the write copy the cache
+            let rows = zeros([heads, new, dim], self.dtype, &keys.device());
+            drop((keys, values)); // a second handle would make the write copy the cache
             self.write(layer, rows.clone(), rows);
+        }
+        self.advance(new);
+    }
+
+    /// Appends `new` rows of normally distributed noise to every layer: a context of any length for measurements, without
+    /// reading a text. All rows differ, as those of a text do.
+    pub fn append_noise(&mut self, new: usize) {
+        self.reserve(new);
+        for layer in 0..self.layers.len() {
+            let (keys, _) = self.layer(layer);
+            let ([heads, _, dim], device) = (keys.dims(), keys.device());
+            drop(keys); // a second handle would make the write copy the cache
+            // In pieces: numbers are drawn in single precision, which for the whole context might not fit.
+            let start = self.len;
+            for from in (0..new).step_by(4096) {
+                let rows = 4096.min(new - from);
+                let noise = || {
+                    let numbers: Tensor<3> =
+                        Tensor::random([heads, rows, dim], Distribution::Normal(0.0, 1.0), &device);
+                    numbers.cast(self.dtype.float())
+                };
+                let (keys, values) = (noise(), noise());
+                self.len = start + from;
+                self.write(layer, keys, values);
+            }
+            self.len = start;
         }
         self.advance(new);
     }
@@ -163,10 +217,10 @@ impl KvCache {
 
     /// Keys and values of `layer`, `[kv_heads, capacity, head_dim]` each.
     pub(crate) fn layer(&self, layer: usize) -> (Tensor<3>, Tensor<3>) {
-        (self.layers[layer].keys.get(), self.layers[layer].values.get())
+        self.layers[layer].get()
     }
 
-    /// Rotated keys and values of the tokens held, `[kv_heads, len, head_dim]` each.
+    /// Rotated keys and values of the tokens held, `[kv_heads, len, head_dim]` each, in the cache's number format.
     ///
     /// # Panics
     /// If there is no such layer.
@@ -185,16 +239,17 @@ impl KvCache {
             let layers = self.layers.iter().map(|_| None).collect();
             self.sketched = Some(Sketched { plan: plan.clone(), layers });
         }
-        let keys = self.layers[layer].keys.get();
+        let (keys, _) = self.layers[layer].get();
         let capacity = self.capacity;
         let sketched = self.sketched.as_mut().map(|s| &mut s.layers[layer]);
         let Some(slot) = sketched else { unreachable!("set above") };
         let sketch = slot.get_or_insert_with(|| SketchLayer::new(plan, capacity, &keys.device()));
         if sketch.len < seen {
-            let rows = ops::sketch_rows(keys, layer, sketch.len..seen, plan)?;
-            sketch.write(rows, seen);
+            let step = SketchStep { layer, rows: sketch.len..seen, plan: plan.clone(), status: Status::default() };
+            sketch.tensors.update(|tensors| ops::write_sketch(keys, tensors, step))?;
+            sketch.len = seen;
         }
-        Ok(SketchTensors { codes: sketch.codes.get(), scales: sketch.scales.get() })
+        Ok(sketch.tensors.get())
     }
 }
 
@@ -202,32 +257,19 @@ impl SketchLayer {
     fn new(plan: &OwnedPlan, capacity: usize, device: &Device) -> Self {
         let plan = plan.view();
         let precision = plan.config().precision;
-        let table = |shape: [usize; 3]| {
-            let options = TensorCreationOptions::new(device.clone()).with_dtype(DType::U8);
-            Slot::new(Tensor::zeros(shape, options))
-        };
+        let table =
+            |shape: [usize; 3]| Tensor::zeros(shape, TensorCreationOptions::new(device.clone()).with_dtype(DType::U8));
         let scales = match precision.scale_bytes() {
             0 => [1, 1, 1],
             bytes => [plan.rows(), capacity, bytes],
         };
-        Self {
-            codes: table([plan.rows(), capacity, precision.row_bytes(plan.chunks())]),
-            scales: table(scales),
-            scaled: precision.scale_bytes() > 0,
-            len: 0,
-        }
+        let codes = table([plan.rows(), capacity, precision.row_bytes(plan.chunks())]);
+        Self { tensors: Slot::new(SketchTensors { codes, scales: table(scales) }), len: 0 }
     }
+}
 
-    fn write(&mut self, rows: SketchTensors, seen: usize) {
-        let [heads, new, bytes] = rows.codes.dims();
-        self.codes.update(|codes| codes.slice_assign([0..heads, seen - new..seen, 0..bytes], rows.codes));
-        if self.scaled {
-            let scale_bytes = rows.scales.dims()[2];
-            let at = [0..heads, seen - new..seen, 0..scale_bytes];
-            self.scales.update(|scales| scales.slice_assign(at, rows.scales));
-        }
-        self.len = seen;
-    }
+fn zeros(shape: [usize; 3], dtype: Dtype, device: &Device) -> Tensor<3> {
+    Tensor::zeros(shape, TensorCreationOptions::new(device.clone()).with_dtype(dtype.float().into()))
 }
 
 #[cfg(all(test, feature = "flex"))]
@@ -238,6 +280,10 @@ mod tests {
     fn config() -> ModelConfig {
         let json = include_bytes!("../../fixtures/nano/config.json");
         ModelConfig::from_json(json, std::path::Path::new("config.json")).expect("valid")
+    }
+
+    fn cache(capacity: usize) -> KvCache {
+        KvCache::new(&config(), capacity, Dtype::F32, &Device::flex()).expect("f32 runs everywhere")
     }
 
     fn append(cache: &mut KvCache, rows: std::ops::Range<usize>) {
@@ -263,9 +309,9 @@ mod tests {
 
     #[test]
     fn appends_in_pieces_and_growing_equal_one_append() {
-        let mut whole = KvCache::new(&config(), 40, &Device::flex());
+        let mut whole = cache(40);
         append(&mut whole, 0..37);
-        let mut pieces = KvCache::new(&config(), 1, &Device::flex());
+        let mut pieces = cache(1);
         for piece in [0..1, 1..2, 2..9, 9..10, 10..37] {
             append(&mut pieces, piece);
         }
@@ -276,7 +322,7 @@ mod tests {
 
     #[test]
     fn truncated_rows_are_overwritten() {
-        let mut cache = KvCache::new(&config(), 8, &Device::flex());
+        let mut cache = cache(8);
         append(&mut cache, 0..6);
         let before = rows(&cache, 3);
         cache.truncate(2);

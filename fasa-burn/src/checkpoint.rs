@@ -1,6 +1,6 @@
 //! Weights on disk: one safetensors file, or a folder with one or with an index and its shards.
 //!
-//! Opening reads and checks the headers only; a tensor's bytes are read when it is asked for, straight into `f32`, so
+//! Opening reads and checks the headers only; a tensor's bytes are read when it is asked for, straight into what is wanted, so
 //! the peak is one tensor above what the model keeps. Files are read, not mapped: a mapped file that another process
 //! shortens brings the program down, and mapping needs `unsafe`. No length in a file is believed before it has been
 //! held against the file's real size.
@@ -16,7 +16,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use safetensors::tensor::TensorInfo;
+use half::f16;
+use safetensors::tensor::{Dtype, TensorInfo};
 
 use crate::error::{Error, Result};
 use shard::Shard;
@@ -38,7 +39,7 @@ pub struct Checkpoint {
 struct Tensor {
     shard: usize,
     info: TensorInfo,
-    /// Whether [`Checkpoint::tensor_f32`] has given it out.
+    /// Whether it has been given out.
     read: AtomicBool,
 }
 
@@ -162,12 +163,36 @@ impl Checkpoint {
         self.tensors.get(name).map(|tensor| tensor.info.shape.as_slice())
     }
 
+    /// Whether all matrices are stored in 16 bits, F16 or BF16.
+    pub fn is_half(&self) -> bool {
+        let mut matrices = self.tensors.values().map(|t| &t.info).filter(|info| info.shape.len() > 1).peekable();
+        matrices.peek().is_some() && matrices.all(|info| matches!(info.dtype, Dtype::F16 | Dtype::BF16))
+    }
+
     /// Reads a tensor in row-major order, converting F16 and BF16 to `f32` (both exact).
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if there is no such tensor, its shape is not `shape`, its elements are neither F32, F16
     /// nor BF16, or there is no memory for it; [`Error::Io`] if the file cannot be read any more.
     pub fn tensor_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.read(name, shape, Shard::read_f32)
+    }
+
+    /// Reads a tensor in row-major order as `f16`. Numbers of F32 and BF16 are rounded to the nearest; the smallest become
+    /// zero.
+    ///
+    /// # Errors
+    /// As [`tensor_f32`](Self::tensor_f32), and [`Error::Overflow`] for a finite number beyond the largest of `f16`.
+    pub fn tensor_f16(&self, name: &str, shape: &[usize]) -> Result<Vec<f16>> {
+        self.read(name, shape, Shard::read_f16)
+    }
+
+    fn read<T>(
+        &self,
+        name: &str,
+        shape: &[usize],
+        read: impl FnOnce(&Shard, &str, &TensorInfo) -> Result<Vec<T>>,
+    ) -> Result<Vec<T>> {
         let Some(tensor) = self.tensors.get(name) else {
             return Err(Error::tensor(
                 &self.path,
@@ -185,12 +210,12 @@ impl Checkpoint {
                 "use the config.json that belongs to these weights",
             ));
         }
-        let values = shard.read_f32(name, &tensor.info)?;
+        let values = read(shard, name, &tensor.info)?;
         tensor.read.store(true, Ordering::Relaxed);
         Ok(values)
     }
 
-    /// The tensors that [`Checkpoint::tensor_f32`] has not given out yet, in alphabetical order. After loading, these
+    /// The tensors that have not been given out yet, in alphabetical order. After loading, these
     /// are the ones that the model does not know.
     pub fn unread(&self) -> Vec<&str> {
         self.tensors

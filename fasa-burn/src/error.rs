@@ -58,6 +58,17 @@ pub enum Error {
         mend: String,
     },
 
+    /// A weight is too large for half precision.
+    #[error("`{}`: tensor `{tensor}` holds {value:e}, more than f16 can; load it with `--dtype f32`", .path.display())]
+    Overflow {
+        /// The safetensors file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The first weight that does not fit.
+        value: f32,
+    },
+
     /// The tokenizer cannot be read, or belongs to another model.
     #[error("`{}`: {problem}; {mend}", .path.display())]
     Tokenizer {

@@ -4,11 +4,13 @@
 //! |---|---|
 //! | [`config`], [`checkpoint`], [`text`] | a Hugging Face folder: `config.json`, safetensors, `tokenizer.json` |
 //! | [`model`] | the decoder |
+//! | [`dtype`] | number formats of weights and cache |
 //! | [`cache`] | keys, values and sketches, appended in place |
 //! | [`method`] | how a decode step attends: dense, FASA, or any policy of `fasa-core` |
 //! | [`ops`] | the operations that Burn lacks, routed to each backend's kernels |
 //! | [`generate`] | prompt in, tokens out as they come |
 //! | [`sampling`] | from logits to the next token |
+//! | [`measure`] | contexts of noise, attention alone: what `fasa bench` runs |
 //! | [`calibrate`] | finds the dominant chunks of a model |
 //!
 //! The device is chosen at run time (`Device::flex()`, ...); which devices exist is chosen by cargo features.
@@ -17,8 +19,10 @@ pub mod cache;
 pub mod calibrate;
 pub mod checkpoint;
 pub mod config;
+pub mod dtype;
 pub mod error;
 pub mod generate;
+pub mod measure;
 pub mod method;
 pub mod model;
 pub mod ops;
@@ -27,4 +31,5 @@ pub mod sampling;
 pub mod text;
 
 pub use burn::tensor::Device;
+pub use dtype::Dtype;
 pub use error::{Error, Result};

@@ -1,6 +1,7 @@
 //! How a decode step attends.
 
 use crate::config::ModelConfig;
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use fasa_core::policy::{CachePolicy, OwnedPlan};
 use fasa_core::profile::ProfileView;
@@ -98,9 +99,9 @@ impl Method {
     }
 
     /// Bytes of keys, values and sketch that one decode step reads with `seen` tokens in the cache, all layers, counting
-    /// each read row once per set of tokens it is in. Numbers of the cache take `number_bytes` bytes.
-    pub fn bytes_per_step(&self, config: &ModelConfig, seen: usize, number_bytes: usize) -> u64 {
-        let row = (2 * config.head_dim * number_bytes) as u64;
+    /// each read row once per set of tokens it is in, in a cache of `dtype`.
+    pub fn bytes_per_step(&self, config: &ModelConfig, seen: usize, dtype: Dtype) -> u64 {
+        let row = (2 * config.head_dim * dtype.bytes()) as u64;
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         let dense_layer = (kv_heads * seen) as u64 * row;
         let kept = self.kept(seen);

@@ -1,10 +1,10 @@
-//! Rotary position embedding on tensors.
+//! Angles of the rotary position embedding.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use fasa_core::rope::{angles, inverse_frequency};
 
-/// Cosines and sines for a run of positions, computed where they are needed: a table for all positions of a long-context
-/// model would be larger than the sketch.
+/// Frequencies of the rotary embedding. Cosines and sines are computed where they are needed: a table for all positions of
+/// a long-context model would be larger than the sketch.
 #[derive(Debug, Clone)]
 pub struct Rope {
     inverse_frequencies: Vec<f64>,
@@ -37,39 +37,13 @@ impl Rope {
 }
 
 impl Angles {
-    /// Turns `x`, `[len, heads, head_dim]`, in the half-split layout of Hugging Face checkpoints: dimension i turns with
-    /// i + head_dim / 2.
-    pub fn rotate(&self, x: Tensor<3>) -> Tensor<3> {
-        let half = x.dims()[2] / 2;
-        let (first, second) = (x.clone().narrow(2, 0, half), x.narrow(2, half, half));
-        let turned_first = first.clone() * self.cos.clone() - second.clone() * self.sin.clone();
-        let turned_second = second * self.cos.clone() + first * self.sin.clone();
-        Tensor::cat(vec![turned_first, turned_second], 2)
+    /// `[len, 1, rotary_dim / 2]`.
+    pub(crate) fn cos(&self) -> Tensor<3> {
+        self.cos.clone()
     }
-}
 
-#[cfg(all(test, feature = "flex"))]
-mod tests {
-    use super::*;
-    use fasa_core::{Chunks, Pairing};
-
-    #[test]
-    fn equals_the_rotation_of_the_core() {
-        let device = Device::flex();
-        let (len, heads, dim, from) = (3, 2, 8, 1000);
-        let numbers: Vec<f32> = (0..len * heads * dim).map(|i| (i as f32 * 0.7).sin()).collect();
-        let x = Tensor::from_data(TensorData::new(numbers.clone(), [len, heads, dim]), &device);
-        let rope = Rope::new(1e4, dim);
-        let got = rope.angles(from, len, &device).rotate(x).into_data().try_to_vec::<f32>().expect("f32");
-        let chunks = Chunks::new(dim, dim, Pairing::HalfSplit).expect("valid");
-        let mut want = numbers;
-        for (row, values) in want.chunks_exact_mut(dim).enumerate() {
-            let (mut cos, mut sin) = ([0.0; 4], [0.0; 4]);
-            angles(from + row / heads, &rope.inverse_frequencies, &mut cos, &mut sin).expect("lengths");
-            chunks.rotate(values, &cos, &sin).expect("lengths");
-        }
-        for (g, w) in got.iter().zip(&want) {
-            assert!((g - w).abs() < 1e-6, "{g} {w}");
-        }
+    /// `[len, 1, rotary_dim / 2]`.
+    pub(crate) fn sin(&self) -> Tensor<3> {
+        self.sin.clone()
     }
 }

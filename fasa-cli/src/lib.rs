@@ -12,3 +12,4 @@ pub mod report;
 pub mod settings;
 pub mod tasks;
 pub mod terminal;
+pub mod threads;

@@ -1,14 +1,35 @@
 //! A model with its tokenizer, from a folder or from this binary.
 
 use crate::builtin;
-use crate::settings::ModelArgs;
+use crate::settings::{DtypeName, ModelArgs};
 use crate::terminal;
-use anyhow::{Context, Result};
+use crate::threads;
+use anyhow::Result;
 use fasa_burn::checkpoint::Checkpoint;
 use fasa_burn::config::ModelConfig;
 use fasa_burn::model::Decoder;
 use fasa_burn::text::Tokenizer;
+use fasa_burn::{Dtype, Error};
 use std::path::{Path, PathBuf};
+
+/// Loads the weights, in single precision where they turn out not to fit into the half that nobody asked for by name.
+fn decoder(config: ModelConfig, checkpoint: &Checkpoint, args: &ModelArgs) -> Result<Decoder> {
+    let device = args.device.device();
+    let load = |dtype| {
+        let bar = terminal::progress("loading", "layers");
+        let mut progress = |done, total| terminal::advance(&bar, done, total);
+        let decoder = Decoder::load(config.clone(), checkpoint, &device, dtype, &mut progress);
+        bar.finish_and_clear();
+        decoder
+    };
+    match load(args.dtype.dtype(checkpoint.is_half(), &device)) {
+        Err(Error::Overflow { tensor, value, .. }) if args.dtype == DtypeName::Auto => {
+            terminal::note(format_args!("`{tensor}` holds {value:e}, more than f16 can: weights and cache are f32"));
+            Ok(load(Dtype::F32)?)
+        }
+        decoder => Ok(decoder?),
+    }
+}
 
 /// Everything needed to read and write text.
 #[derive(Debug)]
@@ -29,22 +50,13 @@ impl LanguageModel {
     /// # Errors
     /// If a file is missing, damaged or of an unsupported kind.
     pub fn load(args: &ModelArgs) -> Result<Self> {
-        if let Some(threads) = args.threads {
-            anyhow::ensure!(threads > 0, "`--threads` is 0; use at least 1");
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build_global()
-                .context("cannot start the threads that `--threads` asks for")?;
-        }
-        let device = args.device.device();
-        let bar = terminal::progress("loading", "layers");
-        let mut progress = |done, total| terminal::advance(&bar, done, total);
+        threads::start(args.threads)?;
         if args.model == Path::new(builtin::NAME) && !args.model.exists() {
             let config = ModelConfig::from_json(builtin::CONFIG, Path::new("nano/config.json"))?;
             let checkpoint = Checkpoint::from_bytes("nano/model.safetensors", builtin::WEIGHTS)?;
             let tokenizer = Tokenizer::from_bytes("nano/tokenizer.json", builtin::TOKENIZER)?;
             tokenizer.check_vocab(config.vocab_size)?;
-            let decoder = Decoder::load(config, &checkpoint, &device, &mut progress)?;
+            let decoder = decoder(config, &checkpoint, args)?;
             return Ok(Self { decoder, tokenizer, name: builtin::NAME.into(), folder: None });
         }
         let folder = args.model.clone();
@@ -59,7 +71,7 @@ impl LanguageModel {
         let tokenizer = Tokenizer::read(folder.join("tokenizer.json"))?;
         tokenizer.check_vocab(config.vocab_size)?;
         let checkpoint = Checkpoint::open(&folder)?;
-        let decoder = Decoder::load(config, &checkpoint, &device, &mut progress)?;
+        let decoder = decoder(config, &checkpoint, args)?;
         let name = folder.file_name().map_or_else(|| folder.display().to_string(), |n| n.to_string_lossy().into());
         Ok(Self { decoder, tokenizer, name, folder: Some(folder) })
     }

@@ -2,8 +2,8 @@
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use fasa_burn::Device;
 use fasa_burn::sampling::Sampling;
+use fasa_burn::{Device, Dtype};
 use fasa_core::config::ChunkCount;
 use fasa_core::criterion::CriterionKind;
 use fasa_core::sketch::Precision;
@@ -20,6 +20,10 @@ pub struct ModelArgs {
     /// Where it runs
     #[arg(long, value_enum, default_value_t)]
     pub device: DeviceName,
+
+    /// Number format of weights and cache
+    #[arg(long, value_enum, default_value_t)]
+    pub dtype: DtypeName,
 
     /// Threads to use [default: one per core]
     #[arg(long, value_name = "N")]
@@ -43,6 +47,30 @@ impl DeviceName {
             #[cfg(all(feature = "ndarray", not(feature = "flex")))]
             #[allow(deprecated)] // upstream deprecates it; it stays selectable as a reference
             DeviceName::Cpu => Device::ndarray(),
+        }
+    }
+}
+
+/// Number formats of weights and cache on the command line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum DtypeName {
+    /// f16 for weights in 16 bits where they fit and the device computes with it, else f32
+    #[default]
+    Auto,
+    /// Half precision, 2 bytes
+    F16,
+    /// Single precision, 4 bytes
+    F32,
+}
+
+impl DtypeName {
+    /// The format for a checkpoint, `is_half` if its weights are stored in 16 bits.
+    pub fn dtype(self, is_half: bool, device: &Device) -> Dtype {
+        match self {
+            DtypeName::F16 => Dtype::F16,
+            DtypeName::F32 => Dtype::F32,
+            DtypeName::Auto if is_half && Dtype::F16.runs_on(device) => Dtype::F16,
+            DtypeName::Auto => Dtype::F32,
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod fasa;
 pub mod isa;
 pub mod layer;
 pub mod linear;
+pub mod machine;
 mod partial;
 pub mod policy;
 pub mod prefill;

@@ -8,7 +8,7 @@
 use crate::exp::exp;
 use crate::isa::dispatch;
 use crate::layer::Numbers;
-use crate::simd::{Element, LANES, Padded, Simd, dots};
+use crate::simd::{Element, LANES, Padded, Simd};
 use fasa_core::{Error, Result};
 use half::f16;
 use rayon::prelude::*;
@@ -175,21 +175,21 @@ fn rows_kernel<S: Simd, E: Element>(simd: S, x: &Padded, weight: &[E], inputs: u
         while t < tokens {
             match (tokens - t, S::WIDE) {
                 (4.., true) => {
-                    let tile = dots::<S, E, 4, 4>(simd, four, std::array::from_fn(|q| x.row(t + q)));
+                    let tile = tile::<S, E, 4>(simd, four, std::array::from_fn(|q| x.row(t + q)));
                     for q in 0..4 {
                         put(t + q, simd.sum4(std::array::from_fn(|r| tile[r][q])));
                     }
                     t += 4;
                 }
                 (2.., true) => {
-                    let tile = dots::<S, E, 4, 2>(simd, four, std::array::from_fn(|q| x.row(t + q)));
+                    let tile = tile::<S, E, 2>(simd, four, std::array::from_fn(|q| x.row(t + q)));
                     for q in 0..2 {
                         put(t + q, simd.sum4(std::array::from_fn(|r| tile[r][q])));
                     }
                     t += 2;
                 }
                 _ => {
-                    let tile = dots::<S, E, 4, 1>(simd, four, [x.row(t)]);
+                    let tile = tile::<S, E, 1>(simd, four, [x.row(t)]);
                     put(t, simd.sum4(tile.map(|[sum]| sum)));
                     t += 1;
                 }
@@ -197,6 +197,53 @@ fn rows_kernel<S: Simd, E: Element>(simd: S, x: &Padded, weight: &[E], inputs: u
         }
     }
 }
+
+#[inline(always)]
+fn tile<S: Simd, E: Element, const Q: usize>(
+    simd: S,
+    rows: [&[E]; 4],
+    queries: [&[[f32; LANES]]; Q],
+) -> [[S::F; Q]; 4] {
+    let (blocks, rest) = (rows[0].len() / LANES, rows[0].len() % LANES);
+    let mut sums = [[simd.splat(0.0); Q]; 4];
+    for r in 0..4 {
+        let row = rows[r].as_chunks::<LANES>().0;
+        let ahead = rows[r].as_ptr().cast::<u8>().wrapping_add(DIST);
+        let mut parts = [[simd.splat(0.0); Q]; 4];
+        let fours = row.as_chunks::<4>().0;
+        for (j, four) in fours.iter().enumerate() {
+            if DIST > 0 {
+                for line in 0..size_of::<E>() {
+                    simd.prefetch(ahead.wrapping_add((j * size_of::<E>() + line) * 64));
+                }
+            }
+            for k in 0..4 {
+                let w = E::load(simd, &four[k]);
+                for q in 0..Q {
+                    parts[k][q] = simd.mul_add(w, simd.load(&queries[q][4 * j + k]), parts[k][q]);
+                }
+            }
+        }
+        for j in fours.len() * 4..blocks {
+            let w = E::load(simd, &row[j]);
+            for q in 0..Q {
+                parts[0][q] = simd.mul_add(w, simd.load(&queries[q][j]), parts[0][q]);
+            }
+        }
+        if rest > 0 {
+            let w = E::load_rest(simd, &rows[r][blocks * LANES..]);
+            for q in 0..Q {
+                parts[1][q] = simd.mul_add(w, simd.load(&queries[q][blocks]), parts[1][q]);
+            }
+        }
+        for q in 0..Q {
+            sums[r][q] = simd.add(simd.add(parts[0][q], parts[1][q]), simd.add(parts[2][q], parts[3][q]));
+        }
+    }
+    sums
+}
+
+const DIST: usize = 16384;
 
 dispatch! {
     /// `out = silu(gate) * up`.

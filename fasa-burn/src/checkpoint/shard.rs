@@ -90,18 +90,44 @@ impl Shard {
             Dtype::F32 => |bytes, out| extend(bytes, out, f32::from_le_bytes),
             Dtype::F16 => |bytes, out| extend(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
             Dtype::BF16 => |bytes, out| extend(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
-            other => {
-                return Err(Error::tensor(
-                    &self.path,
-                    name,
-                    format!("holds {other}"),
-                    "use a checkpoint in F32, F16 or BF16",
-                ));
-            }
+            other => return Err(self.other_dtype(name, other)),
         };
+        self.read(name, info, convert)
+    }
+
+    /// The elements of one of this file's tensors as `f16`, if none is too large.
+    pub(super) fn read_f16(&self, name: &str, info: &TensorInfo) -> Result<Vec<f16>> {
+        let mut overflow = None;
+        let mut narrow = |x: f32| {
+            let half = f16::from_f32(x);
+            if half.is_infinite() && x.is_finite() {
+                overflow.get_or_insert(x);
+            }
+            half
+        };
+        let values = match info.dtype {
+            Dtype::F32 => self.read(name, info, |bytes, out| extend(bytes, out, |b| narrow(f32::from_le_bytes(b)))),
+            Dtype::F16 => self.read(name, info, |bytes, out| extend(bytes, out, f16::from_le_bytes)),
+            Dtype::BF16 => {
+                self.read(name, info, |bytes, out| extend(bytes, out, |b| narrow(bf16::from_le_bytes(b).to_f32())))
+            }
+            other => Err(self.other_dtype(name, other)),
+        }?;
+        match overflow {
+            Some(value) => Err(Error::Overflow { path: self.path.clone(), tensor: name.to_owned(), value }),
+            None => Ok(values),
+        }
+    }
+
+    fn other_dtype(&self, name: &str, dtype: Dtype) -> Error {
+        Error::tensor(&self.path, name, format!("holds {dtype}"), "use a checkpoint in F32, F16 or BF16")
+    }
+
+    /// Reads a tensor piece by piece; `convert` appends a piece's elements.
+    fn read<T>(&self, name: &str, info: &TensorInfo, mut convert: impl FnMut(&[u8], &mut Vec<T>)) -> Result<Vec<T>> {
         // The header has been checked, so this is no more than the file holds; the machine may still lack the memory.
         let elements: usize = info.shape.iter().product();
-        let mut values = Vec::new();
+        let mut values: Vec<T> = Vec::new();
         values.try_reserve_exact(elements).map_err(|_| {
             Error::tensor(
                 &self.path,
@@ -124,7 +150,7 @@ impl Shard {
 }
 
 /// Appends the elements in `bytes`, whose length is a multiple of `N`.
-fn extend<const N: usize>(bytes: &[u8], out: &mut Vec<f32>, convert: impl Fn([u8; N]) -> f32) {
+fn extend<T, const N: usize>(bytes: &[u8], out: &mut Vec<T>, mut convert: impl FnMut([u8; N]) -> T) {
     out.extend(bytes.as_chunks::<N>().0.iter().map(|&b| convert(b)));
 }
 

@@ -92,8 +92,8 @@ fn every_float_type_converts_exactly() {
     let mut data = Vec::new();
     data.extend(0.1f32.to_le_bytes());
     data.extend(f32::MIN_POSITIVE.to_le_bytes());
-    data.extend(half::f16::from_f32(6.1e-5).to_le_bytes());
-    data.extend(half::f16::MAX.to_le_bytes());
+    data.extend(f16::from_f32(6.1e-5).to_le_bytes());
+    data.extend(f16::MAX.to_le_bytes());
     data.extend(half::bf16::from_f32(-3.0).to_le_bytes());
     data.extend(half::bf16::MIN_POSITIVE.to_le_bytes());
     data.extend([7, 0, 0, 0]);
@@ -101,7 +101,7 @@ fn every_float_type_converts_exactly() {
     let checkpoint = Checkpoint::from_bytes("m", file(&header.to_string(), &data)).unwrap();
     let read = |name, shape: &[usize]| checkpoint.tensor_f32(name, shape).unwrap();
     assert_eq!(read("a", &[1, 2]), [0.1, f32::MIN_POSITIVE]);
-    assert_eq!(read("b", &[2]), [half::f16::from_f32(6.1e-5).to_f32(), 65504.0]);
+    assert_eq!(read("b", &[2]), [f16::from_f32(6.1e-5).to_f32(), 65504.0]);
     assert_eq!(read("c", &[2]), [-3.0, f32::MIN_POSITIVE]);
     assert!(read("e", &[0, 7]).is_empty());
     assert_eq!(read("f", &[]), [9.0]);

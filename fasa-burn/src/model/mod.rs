@@ -7,14 +7,15 @@ pub use load::LoadProgress;
 
 use crate::cache::KvCache;
 use crate::config::ModelConfig;
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::method::Method;
 use crate::ops::Recorder;
 use crate::rope::Rope;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use fasa_core::Pairing;
 use fasa_core::profile::{Model, ProfileError, ProfileView};
-use layer::{Layer, Linear, RmsNorm};
+use layer::{Layer, NormLinear};
 use std::path::Path;
 
 /// Tokens of a prompt that are computed together. Attention scores of a chunk live in tiles, so memory does not grow with
@@ -26,10 +27,11 @@ pub const PREFILL_CHUNK: usize = 512;
 pub struct Decoder {
     config: ModelConfig,
     device: Device,
+    dtype: Dtype,
     embed_tokens: Tensor<2>,
     layers: Vec<Layer>,
-    norm: RmsNorm,
-    lm_head: Linear,
+    /// Behind the last norm.
+    lm_head: NormLinear,
     rope: Rope,
     weights_hash: u64,
 }
@@ -45,8 +47,8 @@ pub enum Logits {
     All,
 }
 
-/// Looks at a forward pass from inside: what calibration and tests read.
-pub trait Observer {
+/// Looks at a forward pass from inside: what calibration and tests read. The pass may run on another thread.
+pub trait Observer: Send {
     /// Called for each layer with the rotated queries of the new tokens, `[query_heads, new, head_dim]`, the first of which
     /// is at `position`. The layer's keys are in the cache by then.
     fn queries(&mut self, layer: usize, position: usize, queries: &Tensor<3>);
@@ -72,9 +74,20 @@ impl Decoder {
         &self.device
     }
 
-    /// An empty cache for this model.
+    /// The number format of its weights and caches.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Lets contexts grow to `positions`, beyond what the model was trained for. For measuring speed: what it writes there
+    /// means nothing.
+    pub fn allow_positions(&mut self, positions: usize) {
+        self.config.max_position_embeddings = self.config.max_position_embeddings.max(positions);
+    }
+
+    /// An empty cache for this model, in its number format.
     pub fn new_cache(&self, capacity: usize) -> KvCache {
-        KvCache::new(&self.config, capacity, &self.device)
+        KvCache::empty(&self.config, capacity, self.dtype, &self.device)
     }
 
     /// What names this model in a profile.
@@ -133,6 +146,19 @@ impl Decoder {
     ) -> Result<Option<Tensor<2>>> {
         self.check(tokens, cache.len())?;
         cache.reserve(tokens.len());
+        // On a thread of the pool, a kernel that is shared out goes on at once; from any other, each would put the caller
+        // to sleep and wake it again, many times per token.
+        rayon::scope(|_| self.forward_chunks(tokens, cache, method, logits, watch))
+    }
+
+    fn forward_chunks(
+        &self,
+        tokens: &[u32],
+        cache: &mut KvCache,
+        method: &Method,
+        logits: Logits,
+        watch: &mut Watch<'_>,
+    ) -> Result<Option<Tensor<2>>> {
         let mut rows = Vec::new();
         let chunks = tokens.chunks(PREFILL_CHUNK);
         let last = chunks.len();
@@ -144,7 +170,7 @@ impl Decoder {
                 Logits::Last => hidden.narrow(0, chunk.len() - 1, 1),
                 Logits::All => hidden,
             };
-            rows.push(self.lm_head.forward(self.norm.forward(wanted)));
+            rows.push(self.lm_head.forward(wanted));
         }
         Ok((!rows.is_empty()).then(|| Tensor::cat(rows, 0)))
     }
@@ -159,7 +185,7 @@ impl Decoder {
         let position = cache.len();
         let ids: Vec<i32> = tokens.iter().map(|t| *t as i32).collect();
         let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [tokens.len()]), &self.device);
-        let mut x = self.embed_tokens.clone().select(0, ids);
+        let mut x = self.embed_tokens.clone().select(0, ids).cast(DType::F32);
         let angles = self.rope.angles(position, tokens.len(), &self.device);
         for (index, layer) in self.layers.iter().enumerate() {
             x = layer.forward(x, index, &angles, cache, method, watch)?;

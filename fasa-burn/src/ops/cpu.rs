@@ -1,15 +1,16 @@
-//! The operations over slices: what both CPU backends run once they have found the memory behind their tensors.
+//! The operations over slices: what CPU backends run once they have found the memory behind their tensors.
 
 use super::step::{FasaStep, PolicyStep, SketchStep, Status, note};
 use fasa_core::sketch::quantize_row;
 use fasa_core::{Error, Result};
-use fasa_cpu::{LayerCache, LayerSketch, dense_decode, fasa_decode, policy_decode};
+use fasa_cpu::{LayerCache, LayerSketch, Numbers, dense_decode, fasa_decode, policy_decode};
+use half::f16;
 use std::sync::PoisonError;
 
 /// Keys and values of a layer as they lie in memory: `[kv_heads, capacity, dim]`.
 pub(super) struct Cache<'a> {
-    pub keys: &'a [f32],
-    pub values: &'a [f32],
+    pub keys: Numbers<'a>,
+    pub values: Numbers<'a>,
     pub shape: [usize; 3],
 }
 
@@ -17,6 +18,23 @@ impl<'a> Cache<'a> {
     fn rows(&self, len: usize) -> Result<LayerCache<'a>> {
         let [kv_heads, capacity, dim] = self.shape;
         LayerCache::new(self.keys, self.values, kv_heads, capacity, dim, len)
+    }
+}
+
+/// Numbers that caches hold.
+pub(super) trait Number: Copy {
+    fn from_f32(x: f32) -> Self;
+}
+
+impl Number for f32 {
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+}
+
+impl Number for f16 {
+    fn from_f32(x: f32) -> Self {
+        f16::from_f32(x)
     }
 }
 
@@ -32,15 +50,62 @@ pub(super) fn dense(queries: &[f32], cache: Cache<'_>, len: usize, status: &Stat
     into_new(queries.len(), status, |out| dense_decode(queries, &cache.rows(len)?, out))
 }
 
-/// Codes and row scales of the step's rows.
-pub(super) fn sketch(keys: &[f32], shape: [usize; 3], step: &SketchStep) -> (Vec<u8>, Vec<u8>) {
-    let [kv_heads, capacity, dim] = shape;
+/// `queries` `[new, query_heads, dim]`, at the last of the first `len` rows.
+pub(super) fn causal(queries: &[f32], query_heads: usize, cache: Cache<'_>, len: usize, status: &Status) -> Vec<f32> {
+    into_new(queries.len(), status, |out| fasa_cpu::causal_attention(queries, query_heads, &cache.rows(len)?, out))
+}
+
+/// See [`FasaOps::append`](super::FasaOps::append): writes rows of the cache, returns the queries.
+pub(super) fn append<E: Number>(
+    qkv: &[f32],
+    [cos, sin]: [&[f32]; 2],
+    [keys, values]: [&mut [E]; 2],
+    [kv_heads, capacity, dim]: [usize; 3],
+    position: usize,
+) -> Vec<f32> {
+    let half = dim / 2;
+    let new = cos.len() / half;
+    let per_token = qkv.len() / new;
+    let (query_numbers, kv_numbers) = (per_token - 2 * kv_heads * dim, kv_heads * dim);
+    let mut queries = Vec::with_capacity(new * query_numbers);
+    let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
+    for (t, (qkv, (cos, sin))) in qkv.chunks_exact(per_token).zip(angles).enumerate() {
+        let (query_heads, rest) = qkv.split_at(query_numbers);
+        for query in query_heads.chunks_exact(dim) {
+            queries.extend(rotated(query, cos, sin));
+        }
+        let (new_keys, new_values) = rest.split_at(kv_numbers);
+        let rows = new_keys.chunks_exact(dim).zip(new_values.chunks_exact(dim));
+        for (head, (key, value)) in rows.enumerate() {
+            let at = (head * capacity + position + t) * dim;
+            let to = keys[at..at + dim].iter_mut();
+            to.zip(rotated(key, cos, sin)).for_each(|(to, x)| *to = E::from_f32(x));
+            values[at..at + dim].iter_mut().zip(value).for_each(|(to, x)| *to = E::from_f32(*x));
+        }
+    }
+    queries
+}
+
+/// A head's numbers turned by its position, in the half-split layout.
+fn rotated<'a>(x: &'a [f32], cos: &'a [f32], sin: &'a [f32]) -> impl Iterator<Item = f32> + 'a {
+    let (first, second) = x.split_at(cos.len());
+    let pairs = move || first.iter().zip(second).zip(cos.iter().zip(sin));
+    let turned_first = pairs().map(|((a, b), (cos, sin))| a * cos - b * sin);
+    turned_first.chain(pairs().map(|((a, b), (cos, sin))| b * cos + a * sin))
+}
+
+/// Writes codes and row scales of the step's rows: `codes` `[heads, capacity, row_bytes]`, `scales` alike.
+pub(super) fn write_sketch(
+    keys: Numbers<'_>,
+    [kv_heads, capacity, dim]: [usize; 3],
+    codes: &mut [u8],
+    scales: &mut [u8],
+    step: &SketchStep,
+) {
     let plan = step.plan.view();
     let precision = plan.config().precision;
     let (code_bytes, scale_bytes) = (precision.row_bytes(plan.chunks()), precision.scale_bytes());
-    let rows = step.rows.len();
-    let mut codes = vec![0; plan.rows() * rows * code_bytes];
-    let mut scales = vec![0; plan.rows() * rows * scale_bytes];
+    let mut wide = vec![0.0; dim];
     let mut write = || -> Result<()> {
         if plan.rows() % kv_heads != 0 || step.rows.end > capacity {
             return Err(Error::Range { what: "plan", problem: "it belongs to a model with other heads" });
@@ -48,9 +113,16 @@ pub(super) fn sketch(keys: &[f32], shape: [usize; 3], step: &SketchStep) -> (Vec
         for head in 0..plan.rows() {
             let channels = plan.head(step.layer, head)?;
             let kv_head = head * kv_heads / plan.rows();
-            for (i, t) in step.rows.clone().enumerate() {
-                let at = head * rows + i;
-                let key = &keys[(kv_head * capacity + t) * dim..][..dim];
+            for t in step.rows.clone() {
+                let (key, at) = ((kv_head * capacity + t) * dim, head * capacity + t);
+                let key = match keys {
+                    Numbers::F32(keys) => &keys[key..key + dim],
+                    Numbers::F16(keys) => {
+                        wide.iter_mut().zip(&keys[key..key + dim]).for_each(|(to, from)| *to = from.to_f32());
+                        &wide
+                    }
+                    _ => return Err(Error::Range { what: "cache", problem: "its number format is unknown" }),
+                };
                 let code = &mut codes[at * code_bytes..(at + 1) * code_bytes];
                 quantize_row(&channels, key, code, &mut scales[at * scale_bytes..(at + 1) * scale_bytes])?;
             }
@@ -58,22 +130,6 @@ pub(super) fn sketch(keys: &[f32], shape: [usize; 3], step: &SketchStep) -> (Vec
         Ok(())
     };
     step.status.record(write());
-    if scale_bytes == 0 {
-        scales = vec![0]; // a tensor cannot be empty on every backend
-    }
-    (codes, scales)
-}
-
-/// Shapes of what [`sketch`] returns.
-pub(super) fn sketch_shapes(step: &SketchStep) -> ([usize; 3], [usize; 3]) {
-    let plan = step.plan.view();
-    let (precision, rows) = (plan.config().precision, step.rows.len());
-    let codes = [plan.rows(), rows, precision.row_bytes(plan.chunks())];
-    let scales = match precision.scale_bytes() {
-        0 => [1, 1, 1],
-        bytes => [plan.rows(), rows, bytes],
-    };
-    (codes, scales)
 }
 
 pub(super) fn fasa(queries: &[f32], cache: Cache<'_>, codes: &[u8], scales: &[u8], step: &FasaStep) -> Vec<f32> {

@@ -1,8 +1,16 @@
 //! The operations that Burn lacks, as a backend extension: one trait, one implementation per backend.
 //!
-//! A cache here is `[kv_heads, capacity, head_dim]`, one sequence; `len` says how many rows of it are in use.
+//! A layer is five of them: [`norm_linear`](FasaOps::norm_linear) (queries, keys, values), [`append`](FasaOps::append),
+//! an attention, [`linear_add`](FasaOps::linear_add) and [`mlp`](FasaOps::mlp). They are coarse because a decode step of a
+//! small model is over in the time that a few dozen small operations take to start. The first ones come with a default,
+//! composed of Burn's own operations, which a backend replaces where it has something faster.
+//!
+//! A cache here is `[kv_heads, capacity, head_dim]`, one sequence; `len` says how many rows of it are in use. Activations
+//! are f32; weights and caches are what they were loaded as.
 #![cfg_attr(feature = "ndarray", allow(deprecated))] // upstream deprecates NdArray; it stays as a reference
 
+mod calls;
+pub mod composed;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod cpu;
 #[cfg(feature = "flex")]
@@ -11,25 +19,75 @@ mod flex;
 mod ndarray;
 mod step;
 
+pub(crate) use calls::*;
 pub use step::{FasaStep, PolicyStep, Recorder, SketchStep, Status};
 
-use crate::cache::SketchTensors;
-use crate::error::Result;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Backend, Dispatch, backend_extension};
-use burn::tensor::Tensor;
-use fasa_core::policy::OwnedPlan;
-use std::ops::Range;
-use std::sync::Arc;
+use burn::backend::{Backend, backend_extension};
 
-/// Attention operations of a backend. Failures are reported through the step's [`Status`], because an operation can only
-/// return tensors; the functions of this module turn them into errors.
+/// The operations of a decoder layer on a backend. Failures of attention are reported through the step's [`Status`],
+/// because an operation can only return tensors. The other operations trust their shapes, as Burn's do: they follow from
+/// weights whose shapes were checked when they were read.
 #[backend_extension(Flex: cfg(feature = "flex"), NdArray: cfg(feature = "ndarray"))]
 pub trait FasaOps: Backend {
-    /// Causal attention of new tokens: `q` `[1, Hq, new, d]`, `k` and `v` `[1, Hkv, seen, d]`, the new tokens last.
-    fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// `x weightᵀ`: `x` `[tokens, inputs]`, `weight` `[outputs, inputs]`.
+    fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::linear::<Self>(x, weight)
+    }
 
-    /// One token attends to the first `len` rows: `q` `[Hq, d]`, `k` and `v` `[Hkv, capacity, d]`.
+    /// `residual + x weightᵀ`.
+    fn linear_add(x: FloatTensor<Self>, weight: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::linear_add::<Self>(x, weight, residual)
+    }
+
+    /// `norm(x) weightᵀ`, with the root mean square norm of weight `norm` `[1, inputs]`.
+    fn norm_linear(
+        x: FloatTensor<Self>,
+        norm: FloatTensor<Self>,
+        eps: f64,
+        weight: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        composed::norm_linear::<Self>(x, norm, eps, weight)
+    }
+
+    /// The feed-forward block: `x + (silu(y gateᵀ) * (y upᵀ)) downᵀ` of `y = norm(x)`. `gate_up` is `[2 * inner, inputs]`,
+    /// the gate's rows first; `down` `[inputs, inner]`.
+    fn mlp(
+        x: FloatTensor<Self>,
+        norm: FloatTensor<Self>,
+        eps: f64,
+        gate_up: FloatTensor<Self>,
+        down: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        composed::mlp::<Self>(x, norm, eps, gate_up, down)
+    }
+
+    /// Turns queries and keys of new tokens by their positions and writes keys and values into the cache, in place where
+    /// the backend can, from row `position` on. `qkv` is `[new, (Hq + 2 Hkv) * d]`: the query heads, then the key heads,
+    /// then the value heads; `cos` and `sin` `[new, 1, d / 2]`; `k` and `v` `[Hkv, capacity, d]`. Returns the queries,
+    /// `[new, Hq, d]`, and the cache.
+    fn append(
+        qkv: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        position: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        composed::append::<Self>(qkv, cos, sin, k, v, position)
+    }
+
+    /// Causal attention of new tokens, the last of the first `len` rows: `q` `[new, Hq, d]`, `k` and `v`
+    /// `[Hkv, capacity, d]`. Returns `[new, Hq, d]`.
+    fn causal_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        len: usize,
+        status: Status,
+    ) -> FloatTensor<Self>;
+
+    /// One token attends to the first `len` rows: `q` `[1, Hq, d]`.
     fn dense_decode(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -38,9 +96,14 @@ pub trait FasaOps: Backend {
         status: Status,
     ) -> FloatTensor<Self>;
 
-    /// Sketch rows of a range of keys: codes `[heads, rows, row_bytes]`, and row scales `[heads, rows, 2]`; `[1, 1, 1]` for
-    /// the float formats, which have none.
-    fn sketch_rows(k: FloatTensor<Self>, step: SketchStep) -> (IntTensor<Self>, IntTensor<Self>);
+    /// Writes sketch rows of a range of keys, in place where the backend can: codes `[heads, capacity, row_bytes]` and row
+    /// scales `[heads, capacity, 2]`; `[1, 1, 1]` for the float formats, which have none. Returns both.
+    fn write_sketch(
+        k: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: IntTensor<Self>,
+        step: SketchStep,
+    ) -> (IntTensor<Self>, IntTensor<Self>);
 
     /// One token attends to the tokens that the sketch ranks best.
     fn fasa_decode(
@@ -59,57 +122,4 @@ pub trait FasaOps: Backend {
         v: FloatTensor<Self>,
         step: PolicyStep,
     ) -> FloatTensor<Self>;
-}
-
-/// See [`FasaOps::causal_attention`]; without the batch dimension: `q` `[Hq, new, d]`, `k` and `v` `[Hkv, seen, d]`.
-pub(crate) fn causal_attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Tensor<3> {
-    let [q, k, v] = [q, k, v].map(|t| t.unsqueeze::<4>().into_dispatch());
-    Tensor::<4>::from_dispatch(Dispatch::causal_attention(q, k, v)).squeeze_dim(0)
-}
-
-/// See [`FasaOps::dense_decode`].
-pub(crate) fn dense_decode(q: Tensor<2>, k: Tensor<3>, v: Tensor<3>, len: usize) -> Result<Tensor<2>> {
-    let status = Status::default();
-    let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
-    let out = Dispatch::dense_decode(q, k, v, len, status.clone());
-    status.into_result()?;
-    Ok(Tensor::from_dispatch(out))
-}
-
-/// See [`FasaOps::sketch_rows`].
-pub(crate) fn sketch_rows(
-    keys: Tensor<3>,
-    layer: usize,
-    rows: Range<usize>,
-    plan: &Arc<OwnedPlan>,
-) -> Result<SketchTensors> {
-    let status = Status::default();
-    let step = SketchStep { layer, rows, plan: plan.clone(), status: status.clone() };
-    let (codes, scales) = Dispatch::sketch_rows(keys.into_dispatch(), step);
-    status.into_result()?;
-    Ok(SketchTensors { codes: Tensor::from_dispatch(codes), scales: Tensor::from_dispatch(scales) })
-}
-
-/// See [`FasaOps::fasa_decode`].
-pub(crate) fn fasa_decode(
-    q: Tensor<2>,
-    k: Tensor<3>,
-    v: Tensor<3>,
-    sketch: SketchTensors,
-    step: FasaStep,
-) -> Result<Tensor<2>> {
-    let status = step.status.clone();
-    let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
-    let (codes, scales) = (sketch.codes.into_dispatch(), sketch.scales.into_dispatch());
-    let out = Dispatch::fasa_decode(q, k, v, codes, scales, step);
-    status.into_result()?;
-    Ok(Tensor::from_dispatch(out))
-}
-
-/// See [`FasaOps::policy_decode`].
-pub(crate) fn policy_decode(q: Tensor<2>, k: Tensor<3>, v: Tensor<3>, step: PolicyStep) -> Result<Tensor<2>> {
-    let status = step.status.clone();
-    let out = Dispatch::policy_decode(q.into_dispatch(), k.into_dispatch(), v.into_dispatch(), step);
-    status.into_result()?;
-    Ok(Tensor::from_dispatch(out))
 }

@@ -1,8 +1,9 @@
-//! The operations on NdArray tensors: the second, independent CPU backend.
+//! The operations on NdArray tensors: the second, independent CPU backend. Everything but sparse attention is composed of
+//! the backend's own operations.
 #![allow(deprecated)] // upstream deprecates the backend; it stays as a reference
 
 use super::cpu::{self, Cache};
-use super::{FasaOps, FasaStep, PolicyStep, SketchStep, Status};
+use super::{FasaOps, FasaStep, PolicyStep, SketchStep, Status, composed};
 use burn::backend::NdArray;
 use burn::backend::TensorMetadata;
 use burn::backend::ops::attention::attention_fallback;
@@ -10,6 +11,7 @@ use burn::backend::ops::{AttentionModuleOptions, FloatTensorOps};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{Shape, TensorData};
 use burn_ndarray::NdArrayTensor;
+use fasa_cpu::Numbers;
 
 /// The numbers of a tensor in row-major order, and its shape. Copies: this backend is for comparing, not for speed.
 fn floats(tensor: NdArrayTensor) -> (Vec<f32>, Shape) {
@@ -27,6 +29,10 @@ fn tensor<E: burn::tensor::Element>(data: Vec<E>, shape: impl Into<Shape>) -> Nd
     NdArrayTensor::from_data(TensorData::new(data, shape.into()))
 }
 
+fn rows<'a>(keys: &'a [f32], values: &'a [f32], shape: Shape) -> Cache<'a> {
+    Cache { keys: Numbers::F32(keys), values: Numbers::F32(values), shape: shape.dims() }
+}
+
 /// `[1, Hkv, n, d]` to `[1, Hq, n, d]`: this backend's attention has no grouped queries.
 fn repeat_heads(tensor: NdArrayTensor, query_heads: usize) -> NdArrayTensor {
     let [batch, kv_heads, n, d] = tensor.shape().dims();
@@ -37,10 +43,22 @@ fn repeat_heads(tensor: NdArrayTensor, query_heads: usize) -> NdArrayTensor {
 }
 
 impl FasaOps for NdArray {
-    fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>) -> FloatTensor<Self> {
-        let heads = q.shape()[1];
+    fn causal_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        len: usize,
+        _status: Status,
+    ) -> FloatTensor<Self> {
+        let ([new, heads, dim], kv_heads) = (q.shape().dims(), k.shape()[0]);
+        let rows = |cache| {
+            let rows = composed::narrow::<Self>(cache, 1, 0, len);
+            repeat_heads(Self::float_reshape(rows, Shape::new([1, kv_heads, len, dim])), heads)
+        };
+        let q = Self::float_reshape(Self::float_swap_dims(q, 0, 1), Shape::new([1, heads, new, dim]));
         let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
-        attention_fallback::<Self>(q, repeat_heads(k, heads), repeat_heads(v, heads), None, None, options)
+        let out = attention_fallback::<Self>(q, rows(k), rows(v), None, None, options);
+        Self::float_swap_dims(Self::float_reshape(out, Shape::new([heads, new, dim])), 0, 1)
     }
 
     fn dense_decode(
@@ -51,14 +69,18 @@ impl FasaOps for NdArray {
         status: Status,
     ) -> FloatTensor<Self> {
         let ((q, shape), (keys, cache), (values, _)) = (floats(q), floats(k), floats(v));
-        let cache = Cache { keys: &keys, values: &values, shape: cache.dims() };
-        tensor(cpu::dense(&q, cache, len, &status), shape)
+        tensor(cpu::dense(&q, rows(&keys, &values, cache), len, &status), shape)
     }
 
-    fn sketch_rows(k: FloatTensor<Self>, step: SketchStep) -> (IntTensor<Self>, IntTensor<Self>) {
-        let (keys, shape) = floats(k);
-        let (codes, scales) = cpu::sketch(&keys, shape.dims(), &step);
-        let (code_shape, scale_shape) = cpu::sketch_shapes(&step);
+    fn write_sketch(
+        k: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: IntTensor<Self>,
+        step: SketchStep,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        let ((keys, shape), code_shape, scale_shape) = (floats(k), codes.shape(), scales.shape());
+        let (mut codes, mut scales) = (bytes(codes), bytes(scales));
+        cpu::write_sketch(Numbers::F32(&keys), shape.dims(), &mut codes, &mut scales, &step);
         (tensor(codes, code_shape), tensor(scales, scale_shape))
     }
 
@@ -72,8 +94,7 @@ impl FasaOps for NdArray {
     ) -> FloatTensor<Self> {
         let ((q, shape), (keys, cache), (values, _)) = (floats(q), floats(k), floats(v));
         let (codes, scales) = (bytes(codes), bytes(scales));
-        let cache = Cache { keys: &keys, values: &values, shape: cache.dims() };
-        tensor(cpu::fasa(&q, cache, &codes, &scales, &step), shape)
+        tensor(cpu::fasa(&q, rows(&keys, &values, cache), &codes, &scales, &step), shape)
     }
 
     fn policy_decode(
@@ -83,7 +104,6 @@ impl FasaOps for NdArray {
         step: PolicyStep,
     ) -> FloatTensor<Self> {
         let ((q, shape), (keys, cache), (values, _)) = (floats(q), floats(k), floats(v));
-        let cache = Cache { keys: &keys, values: &values, shape: cache.dims() };
-        tensor(cpu::policy(&q, cache, &step), shape)
+        tensor(cpu::policy(&q, rows(&keys, &values, cache), &step), shape)
     }
 }

@@ -8,6 +8,7 @@ use crate::settings::{CriterionName, ModelArgs, Preset, ScopeName};
 use crate::terminal;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
+use fasa_burn::Dtype;
 use fasa_burn::calibrate::{Calibration, Sample};
 use fasa_burn::generate::Cancel;
 use serde::Serialize;
@@ -98,6 +99,7 @@ struct Report {
     profile: PathBuf,
     bytes: usize,
     model: String,
+    dtype: Dtype,
     criterion: &'static str,
     scope: &'static str,
     samples: usize,
@@ -140,6 +142,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     let result = Report {
         bytes: profile.as_bytes().len(),
         model: model.name.clone(),
+        dtype: model.decoder.dtype(),
         criterion: calibration.criterion.name(),
         scope: calibration.scope.name(),
         samples: samples.len(),

@@ -4,11 +4,12 @@ use super::generate::StopText;
 use crate::methods;
 use crate::model::LanguageModel;
 use crate::report::{self, Format};
-use crate::settings::{DeviceName, FasaArgs, MethodName, ModelArgs, Preset};
+use crate::settings::{DeviceName, DtypeName, FasaArgs, MethodName, ModelArgs, Preset};
 use crate::tasks::{self, Depth, Request, Task};
 use crate::terminal;
 use anyhow::{Context, Result};
 use console::style;
+use fasa_burn::Dtype;
 use fasa_burn::cache::KvCache;
 use fasa_burn::generate::{Cancel, Event, Options};
 use fasa_burn::method::Method;
@@ -33,6 +34,10 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
+    /// Number format of weights and cache
+    #[arg(long, value_enum, default_value_t)]
+    dtype: DtypeName,
+
     /// Steps that are timed
     #[arg(long, value_name = "N", default_value_t = 64)]
     timed_steps: usize,
@@ -44,7 +49,7 @@ pub struct Args {
 
 impl Default for Args {
     fn default() -> Self {
-        Self { tokens: 7000, budget: 128, seed: 0, timed_steps: 64, format: Format::Text }
+        Self { tokens: 7000, budget: 128, seed: 0, dtype: DtypeName::Auto, timed_steps: 64, format: Format::Text }
     }
 }
 
@@ -60,6 +65,7 @@ struct Report {
     depth: f64,
     tokens_seen: usize,
     tokens_kept: usize,
+    dtype: Dtype,
     cache_bytes_per_step_dense: u64,
     cache_bytes_per_step_fasa: u64,
     tokens_per_second_dense: f64,
@@ -75,7 +81,8 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     anyhow::ensure!(args.budget > 0, "`--budget` is 0; use at least 1");
     anyhow::ensure!(args.timed_steps > 0, "`--timed-steps` is 0; use at least 1");
     let text_mode = args.format == Format::Text;
-    let model_args = ModelArgs { model: crate::builtin::NAME.into(), device: DeviceName::Cpu, threads: None };
+    let (model, device) = (crate::builtin::NAME.into(), DeviceName::Cpu);
+    let model_args = ModelArgs { model, device, dtype: args.dtype, threads: None };
     let model = LanguageModel::load(&model_args)?;
     let room = model.decoder.config().max_position_embeddings - args.timed_steps.min(1024);
     anyhow::ensure!(args.tokens <= room, "`--tokens` is {}; nano has room for {room} here", args.tokens);
@@ -126,8 +133,9 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         depth: instance.depth,
         tokens_seen: seen,
         tokens_kept: fasa.kept(seen),
-        cache_bytes_per_step_dense: Method::Dense.bytes_per_step(numbers, seen, 4),
-        cache_bytes_per_step_fasa: fasa.bytes_per_step(numbers, seen, 4),
+        dtype: model.decoder.dtype(),
+        cache_bytes_per_step_dense: Method::Dense.bytes_per_step(numbers, seen, model.decoder.dtype()),
+        cache_bytes_per_step_fasa: fasa.bytes_per_step(numbers, seen, model.decoder.dtype()),
         tokens_per_second_dense: dense_speed,
         tokens_per_second_fasa: fasa_speed,
         prefill_seconds,
@@ -146,10 +154,10 @@ fn summarize(result: &Report, dense_layers: usize, layers: usize) -> Result<()> 
     let ratio = result.cache_bytes_per_step_dense as f64 / result.cache_bytes_per_step_fasa as f64;
     report::text(format_args!(
         "\n{verdict}: the text says {}, {:.0} % of the way in (dense attention answers {})\n\n\
-         {:<29}{:>12}{:>12}\n\
-         {:<29}{:>12}{:>12}\n\
-         {:<29}{:>12}{:>12}   {:.1}x fewer\n\
-         {:<29}{:>12.0}{:>12.0}   {:.1}x faster\n\n\
+         {:<33}{:>12}{:>12}\n\
+         {:<33}{:>12}{:>12}\n\
+         {:<33}{:>12}{:>12}   {:.1}x fewer\n\
+         {:<33}{:>12.0}{:>12.0}   {:.1}x faster\n\n\
          {} of {} layers attend to everything in both; reading the text took {:.1} s.",
         result.expected,
         100.0 * result.depth,
@@ -160,7 +168,7 @@ fn summarize(result: &Report, dense_layers: usize, layers: usize) -> Result<()> 
         "tokens attended per step",
         report::count(result.tokens_seen),
         report::count(result.tokens_kept),
-        "cache bytes read per step",
+        format!("cache bytes read per step ({})", result.dtype),
         report::bytes(result.cache_bytes_per_step_dense),
         report::bytes(result.cache_bytes_per_step_fasa),
         ratio,

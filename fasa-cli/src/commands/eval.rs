@@ -8,6 +8,7 @@ use crate::tasks::{self, Instance, Request, Task};
 use crate::terminal;
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
+use fasa_burn::Dtype;
 use fasa_burn::generate::Cancel;
 use fasa_burn::method::Method;
 use fasa_burn::model::{Logits, to_host};
@@ -94,6 +95,7 @@ struct Report {
     seed: u64,
     budget: Budget,
     protocol: &'static str,
+    dtype: Dtype,
     results: Vec<Cell>,
 }
 
@@ -140,6 +142,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         seed: args.seed,
         budget: args.budget,
         protocol: "answer decode",
+        dtype: model.decoder.dtype(),
         results: cells,
     };
     match args.format {
@@ -184,7 +187,7 @@ fn run_task(
 /// Cache bytes that a step reads. The oracle reads all keys and values to know which it would have needed.
 fn bytes_read(model: &LanguageModel, label: &str, method: &Method, seen: usize) -> u64 {
     let method = if label == "oracle" { &Method::Dense } else { method };
-    method.bytes_per_step(model.decoder.config(), seen, 4)
+    method.bytes_per_step(model.decoder.config(), seen, model.decoder.dtype())
 }
 
 /// Whether each method gets the answer right: context and question are read densely once, then every answer token must be
@@ -227,7 +230,8 @@ fn most_likely(logits: &[f32]) -> u32 {
 
 fn table(result: &Report) -> Result<String> {
     let mut out = String::new();
-    writeln!(out, "{:<10} {:<22} {:>7}  {:>9}  {:>14}", "task", "method", "right", "of dense", "bytes per step")?;
+    let bytes = format!("{} bytes per step", result.dtype);
+    writeln!(out, "{:<10} {:<22} {:>7}  {:>9}  {bytes:>18}", "task", "method", "right", "of dense")?;
     for cell in &result.results {
         let dense_right = result
             .results
@@ -236,7 +240,7 @@ fn table(result: &Report) -> Result<String> {
             .map_or(cell.instances, |c| c.right);
         writeln!(
             out,
-            "{:<10} {:<22} {:>3}/{:<3}  {:>8.0}%  {:>14}",
+            "{:<10} {:<22} {:>3}/{:<3}  {:>8.0}%  {:>18}",
             cell.task,
             cell.method,
             cell.right,

@@ -6,6 +6,7 @@ use crate::report::{self, Format};
 use crate::settings::{MethodArgs, ModelArgs, SamplingArgs};
 use crate::terminal;
 use anyhow::{Context, Result, bail};
+use fasa_burn::Dtype;
 use fasa_burn::generate::{Cancel, Event, Options, Outcome, StopReason};
 use fasa_burn::method::Method;
 use serde::Serialize;
@@ -56,6 +57,7 @@ struct Report {
     prompt_tokens: usize,
     tokens_seen: usize,
     tokens_kept: usize,
+    dtype: Dtype,
     cache_bytes_per_step: u64,
     cache_bytes_per_step_dense: u64,
     prefill_seconds: f64,
@@ -87,7 +89,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         terminal::note(summary(&model, &method, &outcome));
         return Ok(());
     }
-    let config = model.decoder.config();
+    let (config, dtype) = (model.decoder.config(), model.decoder.dtype());
     let seen = outcome.prompt_tokens + outcome.tokens.len();
     report::json(&Report {
         model: model.name.clone(),
@@ -97,8 +99,9 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         prompt_tokens: outcome.prompt_tokens,
         tokens_seen: seen,
         tokens_kept: method.kept(seen),
-        cache_bytes_per_step: method.bytes_per_step(config, seen, 4),
-        cache_bytes_per_step_dense: Method::Dense.bytes_per_step(config, seen, 4),
+        dtype,
+        cache_bytes_per_step: method.bytes_per_step(config, seen, dtype),
+        cache_bytes_per_step_dense: Method::Dense.bytes_per_step(config, seen, dtype),
         prefill_seconds: outcome.prefill.as_secs_f64(),
         decode_tokens_per_second: outcome.tokens_per_second(),
         tokens: outcome.tokens,
@@ -197,18 +200,18 @@ impl<'a> StopText<'a> {
 }
 
 fn summary(model: &LanguageModel, method: &Method, outcome: &Outcome) -> String {
-    let config = model.decoder.config();
+    let (config, dtype) = (model.decoder.config(), model.decoder.dtype());
     let seen = outcome.prompt_tokens + outcome.tokens.len();
     let speed = outcome.tokens_per_second().map_or_else(String::new, |s| format!(", {s:.0} tokens/s"));
     format!(
-        "{} tokens read in {:.1} s, {} written{speed}; last step read {} of {} tokens, {} of {} cache bytes",
+        "{} tokens read in {:.1} s, {} written{speed}; last step read {} of {} tokens, {} of {} cache bytes ({dtype})",
         report::count(outcome.prompt_tokens),
         outcome.prefill.as_secs_f64(),
         outcome.tokens.len(),
         report::count(method.kept(seen)),
         report::count(seen),
-        report::bytes(method.bytes_per_step(config, seen, 4)),
-        report::bytes(Method::Dense.bytes_per_step(config, seen, 4)),
+        report::bytes(method.bytes_per_step(config, seen, dtype)),
+        report::bytes(Method::Dense.bytes_per_step(config, seen, dtype)),
     )
 }
 

@@ -2,7 +2,9 @@
 
 use crate::builtin;
 use crate::report::{self, Format};
+use crate::settings::{DeviceName, DtypeName};
 use anyhow::{Context, Result, bail};
+use fasa_burn::Dtype;
 use fasa_burn::checkpoint::Checkpoint;
 use fasa_burn::config::ModelConfig;
 use fasa_core::FasaConfig;
@@ -20,6 +22,10 @@ pub struct Args {
     /// Chunks shown per head of a profile
     #[arg(long, value_name = "N", default_value_t = 8)]
     chunks: usize,
+
+    /// Number format of the cache, for its size
+    #[arg(long, value_enum, default_value_t)]
+    dtype: DtypeName,
 
     /// How to print the result
     #[arg(long, value_enum, default_value_t)]
@@ -41,6 +47,7 @@ struct ModelReport {
     tie_word_embeddings: bool,
     tensors: usize,
     parameters: u64,
+    dtype: Dtype,
     cache_bytes_per_token: usize,
     sketch_bytes_per_token: usize,
 }
@@ -66,6 +73,7 @@ pub fn run(args: &Args) -> Result<()> {
 fn model(args: &Args, config: &ModelConfig, checkpoint: &Checkpoint) -> Result<()> {
     let sizes = checkpoint.names().map(|name| checkpoint.shape(name).unwrap_or(&[]).iter().product::<usize>());
     let (tensors, parameters) = sizes.fold((0, 0), |(n, sum), size| (n + 1, sum + size as u64));
+    let dtype = args.dtype.dtype(checkpoint.is_half(), &DeviceName::default().device());
     let row = config.num_hidden_layers * config.num_key_value_heads;
     let fasa = FasaConfig::DEFAULT;
     let chunks = match fasa.chunks.of(config.head_dim / 2) {
@@ -86,7 +94,8 @@ fn model(args: &Args, config: &ModelConfig, checkpoint: &Checkpoint) -> Result<(
         tie_word_embeddings: config.tie_word_embeddings,
         tensors,
         parameters,
-        cache_bytes_per_token: row * 2 * config.head_dim * 4,
+        dtype,
+        cache_bytes_per_token: row * 2 * config.head_dim * dtype.bytes(),
         sketch_bytes_per_token: row * sketch,
     };
     match args.format {
@@ -97,7 +106,7 @@ fn model(args: &Args, config: &ModelConfig, checkpoint: &Checkpoint) -> Result<(
              heads         {} query, {} key-value, {} dimensions ({} chunks)\n\
              positions     {}, rope_theta {}\n\
              vocabulary    {}{}\n\
-             cache         {} per token in f32; the default sketch adds {} ({:.1} %)",
+             cache         {} per token in {dtype}; the default sketch adds {} ({:.1} %)",
             args.path.display(),
             report::count(parameters as usize),
             tensors,

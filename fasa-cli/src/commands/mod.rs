@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub mod bench;
 pub mod calibrate;
 pub mod demo;
 pub mod eval;
@@ -32,6 +33,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Ask questions with known answers and count the right ones, method by method
     Eval(eval::Args),
+    /// Measure speed, beside what the memory allows
+    Bench(bench::Args),
 }
 
 impl Cli {
@@ -46,6 +49,7 @@ impl Cli {
             Command::Calibrate(args) => calibrate::run(&args, cancel),
             Command::Inspect(args) => inspect::run(&args),
             Command::Eval(args) => eval::run(&args, cancel),
+            Command::Bench(args) => bench::run(&args, cancel),
         }
     }
 }

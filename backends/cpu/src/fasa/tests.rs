@@ -10,6 +10,7 @@ use fasa_core::profile::{Model, Profile};
 use fasa_core::sketch::Precision;
 use fasa_core::sketch::quantize_row;
 use fasa_core::{Guarantees, Pairing, Rows};
+use half::f16;
 use proptest::prelude::*;
 
 /// A random layer: cache, queries, a calibrated profile and the sketch that follows from it.
@@ -22,6 +23,8 @@ struct Layer {
     queries: Vec<f32>,
     keys: Vec<f32>,
     values: Vec<f32>,
+    /// Keys and values in half precision, which then are what the others say as well.
+    halves: Option<[Vec<f16>; 2]>,
     profile: Profile,
 }
 
@@ -65,10 +68,25 @@ impl Layer {
         let (scale, centre) = (vec![0.7; kv_heads * dim], vec![0.1; kv_heads * dim]);
         let profile = Profile::new(model, CriterionKind::Margin, 0, scope, &tally, &scale, &centre, "noise");
         let values = numbers(kv_heads * capacity * dim, 3);
-        Self { kv_heads, group, dim, len, capacity, queries, keys, values, profile: profile.expect("fits") }
+        let profile = profile.expect("fits");
+        Self { kv_heads, group, dim, len, capacity, queries, keys, values, halves: None, profile }
+    }
+
+    /// The same with a cache in f16, if wanted.
+    fn rounded(mut self, wanted: bool) -> Self {
+        if wanted {
+            let halves = [&self.keys, &self.values].map(|x| x.iter().map(|x| f16::from_f32(*x)).collect::<Vec<_>>());
+            [self.keys, self.values] = halves.each_ref().map(|x| x.iter().map(|x| x.to_f32()).collect());
+            self.halves = Some(halves);
+        }
+        self
     }
 
     fn cache(&self) -> LayerCache<'_> {
+        if let Some([keys, values]) = &self.halves {
+            return LayerCache::new(&keys[..], &values[..], self.kv_heads, self.capacity, self.dim, self.len)
+                .expect("fits");
+        }
         LayerCache::new(&self.keys[..], &self.values[..], self.kv_heads, self.capacity, self.dim, self.len)
             .expect("fits")
     }
@@ -121,9 +139,9 @@ proptest! {
 
     #[test]
     fn dense_equals_the_naive_version(
-        kv_heads in 1usize..4, group in prop::sample::select(vec![1usize, 2, 4, 8]), half in 1usize..70, len in 1usize..300, seed in any::<u32>(),
+        kv_heads in 1usize..4, group in prop::sample::select(vec![1usize, 2, 3, 4, 8]), half in 1usize..129, len in 1usize..300, seed in any::<u32>(), rounded in any::<bool>(),
     ) {
-        let layer = Layer::random(kv_heads, group, 2 * half, len, Scope::KvHead, seed.into());
+        let layer = Layer::random(kv_heads, group, 2 * half, len, Scope::KvHead, seed.into()).rounded(rounded);
         let mut out = vec![f32::NAN; layer.queries.len()];
         dense_decode(&layer.queries, &layer.cache(), &mut out).expect("shapes");
         assert_near(&out, &layer.naive(|_| None), 1e-5);
@@ -133,11 +151,11 @@ proptest! {
     fn fasa_equals_the_policy_of_the_core(
         kv_heads in 1usize..4, group in prop::sample::select(vec![1usize, 2, 3, 4, 8]),
         // The sizes that have kernels of their own come as often as all others together.
-        half in prop_oneof![1usize..40, prop::sample::select(vec![16usize, 32, 64])], len in 2usize..300,
+        half in prop_oneof![1usize..40, prop::sample::select(vec![16usize, 32, 64, 128])], len in 2usize..700,
         pick in 0usize..4, share in 1u16..4, chunk_scope in scope(), token_scope in scope(),
-        budget in 1usize..90, sinks in 0u32..5, recent in 0u32..9, seed in any::<u32>(),
+        budget in 1usize..90, sinks in 0u32..5, recent in 0u32..9, seed in any::<u32>(), rounded in any::<bool>(),
     ) {
-        let layer = Layer::random(kv_heads, group, 2 * half, len, chunk_scope, seed.into());
+        let layer = Layer::random(kv_heads, group, 2 * half, len, chunk_scope, seed.into()).rounded(rounded);
         let config = FasaConfig {
             precision: Precision::ALL[pick], chunks: ChunkCount::Share(share), chunk_scope, token_scope,
             guarantees: Guarantees { sinks, recent }, dense_layers: 0, ..FasaConfig::DEFAULT

@@ -109,8 +109,9 @@ fn gates() {
     // Gates far from zero saturate; they neither overflow nor turn into NaN.
     for (gate, want) in [(200.0, 200.0), (-200.0, 0.0), (0.0, 0.0)] {
         let mut out = [f32::NAN];
-        swiglu(&[1.0], &[gate, 1.0][..], 1, &mut out).expect("sizes");
-        assert_eq!(out, [want]);
+        swiglu(&[1.0], &[gate, 1.0_f32][..], 1, &mut out).expect("sizes");
+        // e^-88 is the least there is.
+        assert!((out[0] - want).abs() < 1e-30, "{gate}: {out:?}");
     }
 }
 

@@ -1,0 +1,125 @@
+//! What measurements need: contexts of noise, one layer's attention alone, and what the bytes allow.
+
+use crate::cache::KvCache;
+use crate::config::ModelConfig;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::ops::{self, FasaStep, Status};
+use burn::tensor::{Device, Distribution, Tensor};
+use fasa_core::config::FasaConfig;
+use fasa_core::criterion::{CriterionKind, Margin, Observation, Tally};
+use fasa_core::policy::OwnedPlan;
+use fasa_core::profile::{Model, Profile};
+use fasa_core::{Pairing, Rows};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Bytes of weights that one decode step reads: all projections and the output layer. (Of the embedding it reads one row.)
+pub fn weight_bytes(config: &ModelConfig, dtype: Dtype) -> u64 {
+    let (hidden, dim) = (config.hidden_size, config.head_dim);
+    let attention = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * dim * hidden;
+    let layer = attention + 3 * config.intermediate_size * hidden;
+    ((config.num_hidden_layers * layer + config.vocab_size * hidden) * dtype.bytes()) as u64
+}
+
+/// Bytes per second that the processor reads from memory with all threads: the median of 15 passes over 256 MiB.
+pub fn read_bandwidth() -> f64 {
+    fasa_cpu::machine::read_bandwidth(256 << 20, 15)
+}
+
+/// Heads and dimensions of an attention layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub query_heads: usize,
+    /// KV heads.
+    pub kv_heads: usize,
+    /// Dimensions per head.
+    pub head_dim: usize,
+}
+
+/// Decode attention of one layer over a context of noise: no projections, no other layers.
+#[derive(Debug)]
+pub struct Attention {
+    shape: AttentionShape,
+    cache: KvCache,
+    queries: Tensor<3>,
+}
+
+impl Attention {
+    /// A context of `len` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a shape that no model has, [`Error::Request`] if the device does not compute with `dtype`.
+    pub fn new(shape: AttentionShape, len: usize, dtype: Dtype, device: &Device) -> Result<Self> {
+        let AttentionShape { query_heads, kv_heads, head_dim } = shape;
+        let json = format!(
+            r#"{{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "vocab_size": 8,
+                "hidden_size": {}, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": {query_heads},
+                "num_key_value_heads": {kv_heads}, "head_dim": {head_dim}, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+                "max_position_embeddings": {}, "tie_word_embeddings": true, "bos_token_id": 0, "eos_token_id": 0}}"#,
+            query_heads * head_dim,
+            len + 1
+        );
+        let config = ModelConfig::from_json(json.as_bytes(), Path::new("the shape"))?;
+        let mut cache = KvCache::new(&config, len, dtype, device)?;
+        cache.append_noise(len);
+        let queries = Tensor::random([1, query_heads, head_dim], Distribution::Normal(0.0, 1.0), device);
+        Ok(Self { shape, cache, queries })
+    }
+
+    /// A plan for this shape, its chunks ranked by noise.
+    ///
+    /// # Errors
+    /// [`Error::Core`] for more chunks than there are.
+    pub fn plan(&self, config: FasaConfig) -> Result<Arc<OwnedPlan>> {
+        let AttentionShape { query_heads, kv_heads, head_dim } = self.shape;
+        let model = Model {
+            architecture: "llama",
+            layers: 1,
+            query_heads: query_heads as u32,
+            kv_heads: kv_heads as u32,
+            head_dim: head_dim as u32,
+            rotary_dim: head_dim as u32,
+            rope_theta: 5e5,
+            pairing: Pairing::HalfSplit,
+            weights: 0,
+        };
+        let chunks = model.chunks()?;
+        let mut tally = Tally::new(CriterionKind::Margin, query_heads, chunks.len());
+        let noise: Vec<f32> = (0..64 * head_dim).map(|i| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect();
+        for head in 0..query_heads {
+            let query = &noise[head % 32 * head_dim..][..head_dim];
+            let step = Observation { query, keys: Rows::contiguous(&noise, head_dim)?, chunks: &chunks };
+            tally.observe(&Margin, head, &step)?;
+        }
+        let (scale, centre) = (vec![1.0; kv_heads * head_dim], vec![0.0; kv_heads * head_dim]);
+        let scope = config.chunk_scope;
+        let profile = Profile::new(model, CriterionKind::Margin, 0, scope, &tally, &scale, &centre, "noise")?;
+        let wrap = |problem| Error::Profile { path: "the shape".into(), problem };
+        Ok(Arc::new(OwnedPlan::new(&profile.view().map_err(wrap)?, config)?))
+    }
+
+    /// A step that reads everything.
+    ///
+    /// # Errors
+    /// [`Error::Core`] if an operation fails.
+    pub fn dense(&mut self) -> Result<Tensor<3>> {
+        let (keys, values) = self.cache.layer(0);
+        ops::dense_decode(self.queries.clone(), keys, values, self.cache.len())
+    }
+
+    /// A FASA step: the newest token's sketch row, scores, selection, attention to `budget` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Core`] if an operation fails.
+    pub fn fasa(&mut self, plan: &Arc<OwnedPlan>, budget: usize) -> Result<Tensor<3>> {
+        let len = self.cache.len();
+        self.cache.truncate(len - 1);
+        let sketch = self.cache.sketch(0, len, plan)?;
+        self.cache.advance(1);
+        let (keys, values) = self.cache.layer(0);
+        let step = FasaStep { layer: 0, len, budget, plan: plan.clone(), recorder: None, status: Status::default() };
+        ops::fasa_decode(self.queries.clone(), keys, values, sketch, step)
+    }
+}

@@ -1,0 +1,139 @@
+//! `fasa bench decode`: tokens per second of a whole model.
+
+use super::{bandwidth, in_turns, parse_length};
+use crate::methods;
+use crate::model::LanguageModel;
+use crate::report::{self, Format};
+use crate::settings::{MethodArgs, MethodName, ModelArgs};
+use anyhow::Result;
+use fasa_burn::Dtype;
+use fasa_burn::generate::Cancel;
+use fasa_burn::measure::weight_bytes;
+use fasa_burn::method::Method;
+use fasa_burn::model::{Logits, to_host};
+use serde::Serialize;
+
+/// Arguments of `fasa bench decode`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    #[command(flatten)]
+    method: MethodArgs,
+
+    /// Tokens in the cache, filled with noise; lengths beyond what the model was trained for are fine
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "2k,8k,32k", value_parser = parse_length)]
+    lengths: Vec<usize>,
+
+    /// Steps that are timed, per method and length
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    steps: usize,
+
+    /// How to print the result
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// What `--format json` prints.
+#[derive(Debug, Serialize)]
+struct Report {
+    model: String,
+    dtype: Dtype,
+    threads: usize,
+    memory_bytes_per_second: f64,
+    weight_bytes_per_step: u64,
+    results: Vec<Speed>,
+}
+
+#[derive(Debug, Serialize)]
+struct Speed {
+    tokens_in_cache: usize,
+    method: &'static str,
+    tokens_per_second: f64,
+    cache_bytes_per_step: u64,
+    /// Tokens per second if reading weights and cache were all there is to do.
+    bound_tokens_per_second: f64,
+    share_of_bound: f64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the model cannot be loaded or fails.
+pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
+    anyhow::ensure!(args.steps > 0, "`--steps` is 0; use at least 1");
+    anyhow::ensure!(
+        args.method.method == MethodName::Fasa,
+        "`--method` is for other commands: this one measures dense attention and FASA"
+    );
+    let mut model = LanguageModel::load(&args.model)?;
+    let longest = args.lengths.iter().copied().max().unwrap_or(0);
+    model.decoder.allow_positions(longest + 8);
+    let config = args.method.fasa.apply(args.method.preset);
+    let profile = args.method.profile.as_deref();
+    let fasa = methods::build(&model, MethodName::Fasa, &config, args.method.preset, profile, args.method.budget)?;
+    let text = args.format == Format::Text;
+    let bandwidth = bandwidth(text)?;
+    let (numbers, dtype) = (model.decoder.config().clone(), model.decoder.dtype());
+    let weights = weight_bytes(&numbers, dtype);
+    let mut report = Report {
+        model: model.name.clone(),
+        dtype,
+        threads: rayon::current_num_threads(),
+        memory_bytes_per_second: bandwidth,
+        weight_bytes_per_step: weights,
+        results: vec![],
+    };
+    if text {
+        report::text(format_args!(
+            "{}: {} of weights per step, {dtype}; {} of {} tokens kept\n\n{:>9}  {:<7} {:>9}  {:>10}  {:>9}  {:>6}",
+            model.name,
+            report::bytes(weights),
+            report::count(fasa.kept(longest)),
+            report::count(longest),
+            "in cache",
+            "method",
+            "tokens/s",
+            "cache read",
+            "bound",
+            "share"
+        ))?;
+    }
+    for &length in &args.lengths {
+        let mut cache = model.decoder.new_cache(length + 1);
+        cache.append_noise(length);
+        let methods = [("dense", &Method::Dense), ("fasa", &fasa)];
+        let seconds = in_turns::<2>(args.steps, cancel, |i| {
+            cache.truncate(length);
+            let logits = model.decoder.forward(&[1], &mut cache, methods[i].1, Logits::Last)?;
+            logits.map_or(Ok(()), |logits| to_host(logits).map(drop))?;
+            Ok(())
+        })?;
+        for ((name, method), seconds) in methods.into_iter().zip(seconds) {
+            let cache_bytes = method.bytes_per_step(&numbers, length + 1, dtype);
+            let bound = bandwidth / (weights + cache_bytes) as f64;
+            let speed = Speed {
+                tokens_in_cache: length,
+                method: name,
+                tokens_per_second: 1.0 / seconds,
+                cache_bytes_per_step: cache_bytes,
+                bound_tokens_per_second: bound,
+                share_of_bound: 1.0 / seconds / bound,
+            };
+            if text {
+                report::text(format_args!(
+                    "{:>9}  {:<7} {:>9.1}  {:>10}  {:>9.1}  {:>5.0}%",
+                    report::count(length),
+                    name,
+                    speed.tokens_per_second,
+                    report::bytes(cache_bytes),
+                    bound,
+                    100.0 * speed.share_of_bound
+                ))?;
+            }
+            report.results.push(speed);
+        }
+    }
+    if text { Ok(()) } else { report::json(&report) }
+}

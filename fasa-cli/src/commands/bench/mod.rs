@@ -1,0 +1,117 @@
+//! `fasa bench`: speed, beside what the bytes allow.
+
+mod attention;
+mod crossover;
+mod decode;
+mod prefill;
+
+use crate::report;
+use anyhow::{Context, Result};
+use clap::Subcommand;
+use fasa_burn::generate::Cancel;
+use std::time::Instant;
+
+/// Arguments of `fasa bench`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Decode steps of a whole model, dense and FASA, over context lengths
+    Decode(decode::Args),
+    /// Attention of one layer alone, dense and FASA, over context lengths
+    Attention(attention::Args),
+    /// Reading a prompt, stretch by stretch
+    Prefill(prefill::Args),
+    /// The context length from which FASA is faster on this machine
+    Crossover(crossover::Args),
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the model cannot be loaded or fails.
+pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
+    match &args.what {
+        What::Decode(args) => decode::run(args, cancel),
+        What::Attention(args) => attention::run(args, cancel),
+        What::Prefill(args) => prefill::run(args, cancel),
+        What::Crossover(args) => crossover::run(args, cancel),
+    }
+}
+
+/// Lengths of contexts on the command line: `2048,8192` or `2k,8k`.
+fn parse_length(text: &str) -> Result<usize, String> {
+    let (digits, factor) = match text.strip_suffix(['k', 'K']) {
+        Some(thousands) => (thousands, 1024),
+        None => (text, 1),
+    };
+    let length = digits.parse::<usize>().ok().and_then(|n| n.checked_mul(factor));
+    length.filter(|n| (2..=1 << 24).contains(n)).ok_or_else(|| format!("`{text}` is not a length from 2 to 16384k"))
+}
+
+/// Seconds that several things take, in turns, so that what else the machine does hits them alike: the median of `rounds`
+/// each, after one round that is not counted.
+fn in_turns<const N: usize>(
+    rounds: usize,
+    cancel: &Cancel,
+    mut thing: impl FnMut(usize) -> Result<()>,
+) -> Result<[f64; N]> {
+    let mut seconds: [Vec<f64>; N] = std::array::from_fn(|_| Vec::with_capacity(rounds));
+    for round in 0..=rounds {
+        for (i, seconds) in seconds.iter_mut().enumerate() {
+            anyhow::ensure!(!cancel.is_cancelled(), "stopped");
+            let start = Instant::now();
+            thing(i)?;
+            if round > 0 {
+                seconds.push(start.elapsed().as_secs_f64());
+            }
+        }
+    }
+    Ok(seconds.map(median))
+}
+
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers.get(numbers.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// What the memory gives, measured now. Said first: every bound follows from it.
+fn bandwidth(spoken: bool) -> Result<f64> {
+    let bandwidth = fasa_burn::measure::read_bandwidth();
+    if spoken {
+        let threads = rayon::current_num_threads();
+        report::text(format_args!("memory: {:.1} GB/s read by {threads} threads", bandwidth / 1e9))
+            .context("cannot print")?;
+    }
+    Ok(bandwidth)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths() {
+        assert_eq!(parse_length("2048"), Ok(2048));
+        assert_eq!(parse_length("32k"), Ok(32 << 10));
+        for bad in ["", "k", "0", "1", "-4", "4m", "99999999k", "99999999999999999999"] {
+            assert!(parse_length(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn turns_are_taken() {
+        let mut order = vec![];
+        let times = in_turns::<2>(2, &Cancel::default(), |i| {
+            order.push(i);
+            Ok(())
+        });
+        assert_eq!(order, [0, 1, 0, 1, 0, 1]);
+        assert!(times.expect("not cancelled").iter().all(|t| *t >= 0.0));
+        assert!(median(vec![]).is_nan());
+    }
+}
