@@ -97,7 +97,7 @@ impl Context {
 const ROW: u64 = 2 * 2 * DIM as u64;
 
 fn decode(c: &mut Criterion) {
-    println!("the machine reads {:.1} GB/s", read_bandwidth(256 << 20, 15) / 1e9);
+    eprintln!("the machine reads {:.1} GB/s", read_bandwidth(256 << 20, 15) / 1e9);
     let mut group = c.benchmark_group("decode");
     group.sample_size(20);
     for len in [8 << 10, 32 << 10, 128 << 10] {

@@ -24,6 +24,10 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
     simd.where_ge(x, simd.splat(-87.0), simd.mul(mantissa, simd.power_of_two(rounded)))
 }
 
+/// Minimax polynomial of `2^x` on -1/2 ..= 1/2, highest power first; the constant is 1 so that 2^0 is exact.
+#[allow(clippy::approx_constant)] // near ln 2, but fitted
+const EXP2: [f32; 6] = [1.327_646_7e-3, 9.675_541e-3, 5.550_713_3e-2, 2.402_212e-1, 6.931_47e-1, 1.0];
+
 /// `2^x` to within 4 units in the last place for x from -126 to 126; 2^-126 below, clamped above. NaN gives 2^-126.
 ///
 /// Cheaper than [`exp`]: what softmax weights need, where x is never above 0 and the factor `log2 e` is in the scores.
@@ -34,11 +38,9 @@ pub(crate) fn exp2<S: Simd>(simd: S, x: S::F) -> S::F {
     let clamped = simd.min(simd.max(x, simd.splat(-126.0)), simd.splat(126.0));
     let rounded = simd.add(clamped, simd.splat(ROUND));
     let r = simd.sub(clamped, simd.sub(rounded, simd.splat(ROUND)));
-    #[allow(clippy::approx_constant)] // near ln 2, but fitted
-    // Minimax polynomial on -1/2 ..= 1/2; the constant is 1 so that 2^0 is exact.
-    let mut p = simd.splat(1.327_646_7e-3);
-    for c in [9.675_541e-3, 5.550_713_3e-2, 2.402_212e-1, 6.931_47e-1, 1.0] {
-        p = simd.mul_add(p, r, simd.splat(c));
+    let mut p = simd.splat(EXP2[0]);
+    for c in &EXP2[1..] {
+        p = simd.mul_add(p, r, simd.splat(*c));
     }
     simd.mul(p, simd.power_of_two(rounded))
 }

@@ -1,7 +1,6 @@
 //! Projections of few tokens: what a decode step does with weights.
 //!
-//! A step reads every weight once, so the memory's speed is the bound. Each row of a weight is loaded once for up to four
-//! tokens, whatever its format, and multiplied in single precision; activations are never rounded. Rows are split over
+//! A step reads every weight once, so the memory's speed is the bound. Each row of a weight is read once for all tokens, whatever its format, and multiplied in single precision; activations are never rounded. Rows are split over
 //! rayon's threads in a few long pieces, and small weights are not split at all: waking a thread takes longer than reading
 //! them. How rows are split does not change a bit of the result.
 
@@ -165,7 +164,6 @@ fn rows_kernel<S: Simd, E: Element>(simd: S, x: &Padded, weight: &[E], inputs: u
         let rows = sums.len() / tokens;
         // Rows past the end repeat the last one; their sums are dropped.
         let row = |r: usize| &weight[r.min(rows - 1) * inputs..][..inputs];
-        let four = [row(0), row(1), row(2), row(3)];
         let mut put = |t: usize, of_rows: [f32; 4]| {
             for r in 0..rows {
                 sums[r * tokens + t] = of_rows[r];
@@ -175,22 +173,15 @@ fn rows_kernel<S: Simd, E: Element>(simd: S, x: &Padded, weight: &[E], inputs: u
         while t < tokens {
             match (tokens - t, S::WIDE) {
                 (4.., true) => {
-                    let tile = tile::<S, E, 4>(simd, four, std::array::from_fn(|q| x.row(t + q)));
+                    let queries = std::array::from_fn(|q| x.row(t + q));
+                    let products: [[S::F; 4]; 4] = std::array::from_fn(|r| product(simd, row(r), queries));
                     for q in 0..4 {
-                        put(t + q, simd.sum4(std::array::from_fn(|r| tile[r][q])));
+                        put(t + q, simd.sum4(std::array::from_fn(|r| products[r][q])));
                     }
                     t += 4;
                 }
-                (2.., true) => {
-                    let tile = tile::<S, E, 2>(simd, four, std::array::from_fn(|q| x.row(t + q)));
-                    for q in 0..2 {
-                        put(t + q, simd.sum4(std::array::from_fn(|r| tile[r][q])));
-                    }
-                    t += 2;
-                }
                 _ => {
-                    let tile = tile::<S, E, 1>(simd, four, [x.row(t)]);
-                    put(t, simd.sum4(tile.map(|[sum]| sum)));
+                    put(t, simd.sum4(std::array::from_fn(|r| product(simd, row(r), [x.row(t)])[0])));
                     t += 1;
                 }
             }
@@ -198,52 +189,32 @@ fn rows_kernel<S: Simd, E: Element>(simd: S, x: &Padded, weight: &[E], inputs: u
     }
 }
 
+/// One row against `Q` tokens, in four running sums so that adding never waits. Memory is read front to back: tiles of
+/// several rows, as attention has them, take two to four times as long here, because rows of a weight are long and the
+/// machine fetches ahead well only along one.
 #[inline(always)]
-fn tile<S: Simd, E: Element, const Q: usize>(
-    simd: S,
-    rows: [&[E]; 4],
-    queries: [&[[f32; LANES]]; Q],
-) -> [[S::F; Q]; 4] {
-    let (blocks, rest) = (rows[0].len() / LANES, rows[0].len() % LANES);
+fn product<S: Simd, E: Element, const Q: usize>(simd: S, row: &[E], x: [&[[f32; LANES]]; Q]) -> [S::F; Q] {
+    let (blocks, rest) = row.as_chunks::<LANES>();
+    let (fours, single) = blocks.as_chunks::<4>();
     let mut sums = [[simd.splat(0.0); Q]; 4];
-    for r in 0..4 {
-        let row = rows[r].as_chunks::<LANES>().0;
-        let ahead = rows[r].as_ptr().cast::<u8>().wrapping_add(DIST);
-        let mut parts = [[simd.splat(0.0); Q]; 4];
-        let fours = row.as_chunks::<4>().0;
-        for (j, four) in fours.iter().enumerate() {
-            if DIST > 0 {
-                for line in 0..size_of::<E>() {
-                    simd.prefetch(ahead.wrapping_add((j * size_of::<E>() + line) * 64));
-                }
-            }
-            for k in 0..4 {
-                let w = E::load(simd, &four[k]);
-                for q in 0..Q {
-                    parts[k][q] = simd.mul_add(w, simd.load(&queries[q][4 * j + k]), parts[k][q]);
-                }
-            }
-        }
-        for j in fours.len() * 4..blocks {
-            let w = E::load(simd, &row[j]);
-            for q in 0..Q {
-                parts[0][q] = simd.mul_add(w, simd.load(&queries[q][j]), parts[0][q]);
-            }
-        }
-        if rest > 0 {
-            let w = E::load_rest(simd, &rows[r][blocks * LANES..]);
-            for q in 0..Q {
-                parts[1][q] = simd.mul_add(w, simd.load(&queries[q][blocks]), parts[1][q]);
-            }
-        }
+    let mut add = |k: usize, weight: S::F, at: usize| {
         for q in 0..Q {
-            sums[r][q] = simd.add(simd.add(parts[0][q], parts[1][q]), simd.add(parts[2][q], parts[3][q]));
+            sums[k][q] = simd.mul_add(weight, simd.load(&x[q][at]), sums[k][q]);
+        }
+    };
+    for (j, four) in fours.iter().enumerate() {
+        for k in 0..4 {
+            add(k, E::load(simd, &four[k]), 4 * j + k);
         }
     }
-    sums
+    for (k, block) in single.iter().enumerate() {
+        add(k, E::load(simd, block), 4 * fours.len() + k);
+    }
+    if !rest.is_empty() {
+        add(3, E::load_rest(simd, rest), blocks.len());
+    }
+    std::array::from_fn(|q| simd.add(simd.add(sums[0][q], sums[1][q]), simd.add(sums[2][q], sums[3][q])))
 }
-
-const DIST: usize = 16384;
 
 dispatch! {
     /// `out = silu(gate) * up`.

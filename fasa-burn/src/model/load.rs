@@ -48,7 +48,7 @@ impl Decoder {
             let [gate, up, down] = ["gate", "up", "down"].map(|p| name(&format!("mlp.{p}_proj")));
             if i == 0 || i == last {
                 // The fingerprint is that of the checkpoint, whatever the weights are kept as.
-                hash = hash.with(checkpoint.tensor_f32(&k, &[kv, hidden])?.into_iter());
+                hash = hash.with(checkpoint.tensor_f32(&k, &[kv, hidden])?);
             }
             layers.push(Layer {
                 qkv_proj: NormLinear {
