@@ -130,9 +130,6 @@ impl Sampler {
     /// is above negative infinity the answer is 0.
     pub fn next(&mut self, logits: &mut [f32], history: &[u32]) -> u32 {
         debug_assert!(!logits.is_empty(), "no logits to choose from");
-        for logit in logits.iter_mut().filter(|logit| logit.is_nan()) {
-            *logit = f32::NEG_INFINITY;
-        }
         if self.sampling.repetition_penalty != 1.0 {
             self.penalise(logits, history);
         }
@@ -142,6 +139,9 @@ impl Sampler {
         };
         if self.sampling.is_greedy() || max == f32::NEG_INFINITY {
             return best;
+        }
+        for logit in logits.iter_mut().filter(|logit| logit.is_nan()) {
+            *logit = f32::NEG_INFINITY;
         }
         self.collect(logits, max);
         self.keep_top_p();
@@ -231,15 +231,21 @@ impl Sampler {
     }
 }
 
-/// The id of the highest logit, the lowest among equals.
+/// The id of the highest logit, the lowest among equals. NaN is no number.
 fn argmax(logits: &[f32]) -> u32 {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (id, &logit) in (0..).zip(logits) {
-        if logit > best.1 {
-            best = (id, logit);
-        }
+    // In lanes, which the compiler makes vectors of; then where that number stands.
+    const LANES: usize = 16;
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (blocks, rest) = logits.as_chunks::<LANES>();
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    for block in blocks {
+        largest.iter_mut().zip(block).for_each(|(max, logit)| *max = larger(*max, *logit));
     }
-    best.0
+    let max = largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger);
+    match max {
+        f32::NEG_INFINITY => 0,
+        _ => logits.iter().position(|logit| *logit == max).unwrap_or(0) as u32,
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! Projections of few tokens: what a decode step does with weights.
 //!
-//! A step reads every weight once, so the memory's speed is the bound. Each row of a weight is read once for all tokens, whatever its format, and multiplied in single precision; activations are never rounded. Rows are split over
-//! rayon's threads in a few long pieces, and small weights are not split at all: waking a thread takes longer than reading
-//! them. How rows are split does not change a bit of the result.
+//! A step reads every weight once, so the memory's speed is the bound. Each row of a weight is read once for all tokens,
+//! whatever its format, and multiplied in single precision; activations are never rounded. Rows are split over rayon's
+//! threads in a few long pieces, and small weights are not split at all: waking a thread takes longer than reading them.
+//! How rows are split does not change a bit of the result.
 
 use crate::exp::exp;
 use crate::isa::dispatch;
@@ -173,15 +174,22 @@ fn rows_kernel<S: Simd, E: Element>(simd: S, x: &Padded, weight: &[E], inputs: u
         while t < tokens {
             match (tokens - t, S::WIDE) {
                 (4.., true) => {
-                    let queries = std::array::from_fn(|q| x.row(t + q));
-                    let products: [[S::F; 4]; 4] = std::array::from_fn(|r| product(simd, row(r), queries));
+                    let queries = [x.row(t), x.row(t + 1), x.row(t + 2), x.row(t + 3)];
+                    let mut products = [[simd.splat(0.0); 4]; 4];
+                    for r in 0..4 {
+                        products[r] = product(simd, row(r), queries);
+                    }
                     for q in 0..4 {
                         put(t + q, simd.sum4(std::array::from_fn(|r| products[r][q])));
                     }
                     t += 4;
                 }
                 _ => {
-                    put(t, simd.sum4(std::array::from_fn(|r| product(simd, row(r), [x.row(t)])[0])));
+                    let mut products = [simd.splat(0.0); 4];
+                    for r in 0..4 {
+                        [products[r]] = product(simd, row(r), [x.row(t)]);
+                    }
+                    put(t, simd.sum4(products));
                     t += 1;
                 }
             }
@@ -197,21 +205,25 @@ fn product<S: Simd, E: Element, const Q: usize>(simd: S, row: &[E], x: [&[[f32; 
     let (blocks, rest) = row.as_chunks::<LANES>();
     let (fours, single) = blocks.as_chunks::<4>();
     let mut sums = [[simd.splat(0.0); Q]; 4];
-    let mut add = |k: usize, weight: S::F, at: usize| {
-        for q in 0..Q {
-            sums[k][q] = simd.mul_add(weight, simd.load(&x[q][at]), sums[k][q]);
-        }
-    };
     for (j, four) in fours.iter().enumerate() {
         for k in 0..4 {
-            add(k, E::load(simd, &four[k]), 4 * j + k);
+            let weight = E::load(simd, &four[k]);
+            for q in 0..Q {
+                sums[k][q] = simd.mul_add(weight, simd.load(&x[q][4 * j + k]), sums[k][q]);
+            }
         }
     }
-    for (k, block) in single.iter().enumerate() {
-        add(k, E::load(simd, block), 4 * fours.len() + k);
+    for k in 0..single.len() {
+        let weight = E::load(simd, &single[k]);
+        for q in 0..Q {
+            sums[k][q] = simd.mul_add(weight, simd.load(&x[q][4 * fours.len() + k]), sums[k][q]);
+        }
     }
     if !rest.is_empty() {
-        add(3, E::load_rest(simd, rest), blocks.len());
+        let weight = E::load_rest(simd, rest);
+        for q in 0..Q {
+            sums[3][q] = simd.mul_add(weight, simd.load(&x[q][blocks.len()]), sums[3][q]);
+        }
     }
     std::array::from_fn(|q| simd.add(simd.add(sums[0][q], sums[1][q]), simd.add(sums[2][q], sums[3][q])))
 }

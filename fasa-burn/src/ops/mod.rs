@@ -123,3 +123,6 @@ pub trait FasaOps: Backend {
         step: PolicyStep,
     ) -> FloatTensor<Self>;
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests;
