@@ -62,6 +62,44 @@ fn the_main_job() {
 }
 
 #[test]
+fn weights_and_cache_in_either_format() {
+    for (dtype, row) in [("f32", 512), ("f16", 256)] {
+        let with = |arguments: &[&str]| json(&[arguments, &["--dtype", dtype, "--format", "json"]].concat());
+        let generated = with(&["generate", "Rain fell on the", "--max-new-tokens", "3", "--method", "dense"]);
+        assert_eq!(generated["dtype"], dtype);
+        let seen = generated["tokens_seen"].as_u64().expect("a count");
+        assert_eq!(generated["cache_bytes_per_step"].as_u64(), Some(6 * 2 * seen * row));
+        assert_eq!(with(&["inspect", "nano"])["cache_bytes_per_token"].as_u64(), Some(6 * 2 * row));
+        let demo = with(&["demo", "--tokens", "2000", "--timed-steps", "2"]);
+        assert_eq!((&demo["dtype"], &demo["right"]), (&dtype.into(), &true.into()));
+        let eval = with(&["eval", "needle", "--instances", "1", "--tokens", "600"]);
+        assert_eq!(eval["dtype"], dtype);
+    }
+}
+
+/// A weight that half precision cannot hold: an error where it was asked for, single precision with a note where not.
+#[test]
+fn weights_too_large_for_half_precision() {
+    let folder = nano();
+    let weights = folder.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).expect("there");
+    let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    // The embedding of token 0 comes first. 2^17 in BF16.
+    bytes[8 + header..][..2].copy_from_slice(&[0x00, 0x48]);
+    std::fs::write(&weights, bytes).expect("written");
+    let common = ["generate", "x", "--method", "dense", "--max-new-tokens", "1", "--format", "json", "--model"];
+    let arguments = [&common[..], &[folder.path().to_str().expect("UTF-8")]].concat();
+    let parts = ["model.safetensors", "`model.embed_tokens.weight`", "1.31072e5", "--dtype f32"];
+    refused(&[&arguments[..], &["--dtype", "f16"]].concat(), &parts);
+    let output = fasa(&arguments);
+    assert!(output.status.success());
+    let note = String::from_utf8_lossy(&output.stderr);
+    assert!(["`model.embed_tokens.weight`", "1.31072e5", "f32"].iter().all(|part| note.contains(part)), "{note}");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(report["dtype"], "f32");
+}
+
+#[test]
 fn the_main_job_needs_no_arguments() {
     let output = fasa(&[]);
     let text = String::from_utf8_lossy(&output.stdout);

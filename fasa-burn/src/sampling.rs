@@ -130,7 +130,14 @@ impl Sampler {
     /// is above negative infinity the answer is 0.
     pub fn next(&mut self, logits: &mut [f32], history: &[u32]) -> u32 {
         debug_assert!(!logits.is_empty(), "no logits to choose from");
-        if self.sampling.repetition_penalty != 1.0 {
+        let penalised = self.sampling.repetition_penalty != 1.0;
+        // Greedily, a comparison passes over NaN by itself.
+        if penalised || !self.sampling.is_greedy() {
+            for logit in logits.iter_mut().filter(|logit| logit.is_nan()) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        if penalised {
             self.penalise(logits, history);
         }
         let best = argmax(logits);
@@ -139,9 +146,6 @@ impl Sampler {
         };
         if self.sampling.is_greedy() || max == f32::NEG_INFINITY {
             return best;
-        }
-        for logit in logits.iter_mut().filter(|logit| logit.is_nan()) {
-            *logit = f32::NEG_INFINITY;
         }
         self.collect(logits, max);
         self.keep_top_p();

@@ -59,6 +59,22 @@ pub fn swiglu<'a>(x: &[f32], gate_up: impl Into<Numbers<'a>>, inputs: usize, out
     Ok(())
 }
 
+/// [`swiglu`] of projections that are there already, for many tokens: `out = silu(gate) * up`. `gate_up` is
+/// `[tokens, 2 * inner]`, each token's gates first; `out` is `[tokens, inner]`.
+///
+/// # Errors
+/// [`Error::Length`] if the sizes disagree.
+pub fn gate(gate_up: &[f32], inner: usize, out: &mut [f32]) -> Result<()> {
+    if inner == 0 || !out.len().is_multiple_of(inner) || gate_up.len() != 2 * out.len() {
+        return Err(Error::Length { what: "gate_up", want: 2 * out.len(), got: gate_up.len() });
+    }
+    out.par_chunks_exact_mut(inner).zip(gate_up.par_chunks_exact(2 * inner)).for_each(|(out, gate_up)| {
+        let (gate, up) = gate_up.split_at(inner);
+        gated(gate, up, out);
+    });
+    Ok(())
+}
+
 /// Root mean square norm of each token: `x / sqrt(mean(x²) + eps) * weight`. `x` and `out` are `[tokens, weight.len()]`.
 ///
 /// # Errors
@@ -68,7 +84,13 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> Result<
     if out.len() != x.len() {
         return Err(Error::Length { what: "out", want: x.len(), got: out.len() });
     }
-    norm_rows(x, weight, eps, out);
+    match weight.len() {
+        width if out.len() > FEW_TOKENS * width => {
+            let rows = out.par_chunks_mut(FEW_TOKENS * width).zip(x.par_chunks(FEW_TOKENS * width));
+            rows.for_each(|(out, x)| norm_rows(x, weight, eps, out));
+        }
+        _ => norm_rows(x, weight, eps, out),
+    }
     Ok(())
 }
 

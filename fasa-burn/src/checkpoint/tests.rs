@@ -111,6 +111,34 @@ fn every_float_type_converts_exactly() {
 }
 
 #[test]
+fn half_precision_rounds_and_refuses_what_is_too_large() {
+    let folder = Folder::new();
+    let values = [1.0f32, -65504.0, 1e-9, f32::INFINITY, 1.0 + 1.0 / 4096.0, 65519.0];
+    let write = |dtype: &str, data: Vec<u8>| {
+        let len = values.len();
+        let header = json!({ "w": {"dtype": dtype, "shape": [1, len], "data_offsets": [0, data.len()]} });
+        Checkpoint::open(folder.write(SINGLE_FILE, file(&header.to_string(), &data))).unwrap()
+    };
+    let wide = |scale: f32| values.iter().flat_map(|x| (x * scale).to_le_bytes()).collect::<Vec<u8>>();
+    let checkpoint = write("F32", wide(1.0));
+    assert!(!checkpoint.is_half());
+    // The last is above the largest half, but rounds to it.
+    let want = [1.0, -65504.0, 0.0, f32::INFINITY, 1.0, 65504.0];
+    assert_eq!(checkpoint.tensor_f16("w", &[1, 6]).unwrap(), want.map(f16::from_f32));
+    assert!(checkpoint.unread().is_empty());
+    let error = write("F32", wide(2.0)).tensor_f16("w", &[1, 6]).unwrap_err();
+    assert!(matches!(&error, Error::Overflow { tensor, value: -131008.0, .. } if tensor == "w"), "{error:?}");
+    for part in [SINGLE_FILE, "`w`", "-1.31008e5", "--dtype f32"] {
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    let narrow = values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect();
+    let checkpoint = write("BF16", narrow);
+    assert!(checkpoint.is_half());
+    assert!(message(checkpoint.tensor_f16("w", &[1, 6])).contains("6.5536e4"));
+    assert!(write("F16", values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect()).is_half());
+}
+
+#[test]
 fn a_tensor_longer_than_one_piece_is_read_whole() {
     let values: Vec<f32> = (0..600_001).map(|i| i as f32).collect();
     let data: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();

@@ -1,7 +1,7 @@
 //! The operations on Flex tensors: kernels over the memory behind them.
 
 use super::cpu::{self, Cache};
-use super::{FasaOps, FasaStep, PolicyStep, SketchStep, Status, composed};
+use super::{FasaOps, FasaStep, PolicyStep, SketchStep, Status};
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, Element, Shape, TensorData};
@@ -97,17 +97,18 @@ impl FasaOps for Flex {
     }
 
     fn norm_linear(x: FlexTensor, norm: FlexTensor, eps: f64, weight: FlexTensor) -> FlexTensor {
-        if !few(&x) {
-            return Self::linear(composed::rms_norm::<Self>(x, norm, eps), weight);
-        }
         let [x, norm, weight] = [x, norm, weight].map(contiguous);
-        project(&normed(&x, &norm, eps), &weight)
+        let normed = normed(&x, &norm, eps);
+        if few(&x) { project(&normed, &weight) } else { Self::linear(tensor(normed, x.shape()), weight) }
     }
 
     fn mlp(x: FlexTensor, norm: FlexTensor, eps: f64, gate_up: FlexTensor, down: FlexTensor) -> FlexTensor {
         if !few(&x) {
-            let gate_up = Self::norm_linear(x.clone(), norm, eps, gate_up);
-            return Self::linear_add(composed::swiglu::<Self>(gate_up), down, x);
+            let (tokens, inner) = (x.shape()[0], down.shape()[1]);
+            let gate_up = contiguous(Self::norm_linear(x.clone(), norm, eps, gate_up));
+            let mut between = vec![0.0; tokens * inner];
+            sized(linear::gate(slice(&gate_up), inner, &mut between));
+            return Self::linear_add(tensor(between, [tokens, inner]), down, x);
         }
         let [mut x, norm, gate_up, down] = [x, norm, gate_up, down].map(contiguous);
         let [inputs, inner] = down.shape().dims();

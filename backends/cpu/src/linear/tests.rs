@@ -105,6 +105,11 @@ fn gates() {
         let mut out = vec![f32::NAN; tokens * inner];
         swiglu(&x, &gate_up[..], inputs, &mut out).expect("sizes");
         close(&format!("{tokens} x {inputs} to {inner}"), &out, &want);
+        let mut both = vec![0.0; 2 * tokens * inner];
+        linear(&x, &gate_up[..], inputs, &mut both).expect("sizes");
+        out.fill(f32::NAN);
+        super::gate(&both, inner, &mut out).expect("sizes");
+        close(&format!("gates of {tokens} x {inner}"), &out, &want);
     }
     // Gates far from zero saturate; they neither overflow nor turn into NaN.
     for (gate, want) in [(200.0, 200.0), (-200.0, 0.0), (0.0, 0.0)] {
@@ -117,7 +122,7 @@ fn gates() {
 
 #[test]
 fn norms() {
-    for (width, tokens) in [(1, 1), (15, 2), (16, 3), (100, 2)] {
+    for (width, tokens) in [(1, 1), (15, 2), (16, 3), (100, 21)] {
         let (x, weight) = (noise(9, tokens * width), noise(10, width));
         let mut out = vec![f32::NAN; x.len()];
         rms_norm(&x, &weight, 1e-5, &mut out).expect("sizes");
@@ -148,4 +153,6 @@ fn wrong_sizes_are_errors() {
     assert!(rms_norm(&[0.0; 3], &[1.0; 2], 1e-5, &mut out).is_err());
     assert!(rms_norm(&[0.0; 4], &[1.0; 2], 1e-5, &mut out).is_err());
     assert!(widen(&[f16::ZERO], &mut out).is_err());
+    assert!(gate(&[0.0; 3], 1, &mut out).is_err());
+    assert!(gate(&[0.0; 4], 0, &mut out).is_err());
 }
