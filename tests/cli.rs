@@ -129,8 +129,45 @@ fn benches_print_what_the_bytes_allow() {
     let report = json(&["bench", "prefill", "--lengths", "600,700", "--format", "json"]);
     assert_eq!(report["results"][1]["from"], 600, "{report}");
     refused(&["bench", "decode", "--lengths", "0"], &["0", "length"]);
+    refused(&["bench", "decode", "--random", "gpt-2"], &["gpt-2", "llama-3.2-1b"]);
     refused(&["bench", "attention", "--shape", "4,3,64"], &["4,3,64", "divisor"]);
     refused(&["bench", "attention", "--budget", "0"], &["--budget", "1"]);
+}
+
+/// Dense attention below a length: set by hand, measured and remembered, or refused where it means nothing.
+#[test]
+fn short_contexts_are_dense() {
+    let home = tempfile::tempdir().expect("a folder");
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fasa"));
+        command.env("XDG_CACHE_HOME", home.path()).env("HOME", home.path());
+        command.args(arguments).args(["--threads", "1"]).output().expect("the binary runs")
+    };
+    let report = |arguments: &[&str]| {
+        let output = run(&[arguments, &["--format", "json"]].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")
+    };
+    let prompt = "Rain fell on the harbour. ".repeat(20);
+    let generate = ["generate", prompt.as_str(), "--max-new-tokens", "2", "--budget", "32"];
+    let set = |below| report(&[&generate[..], &["--dense-below", below]].concat());
+    let seen = set("0")["tokens_seen"].as_u64().expect("a count");
+    for (below, kept) in [(0, 32), (seen, 32), (seen + 1, seen)] {
+        let report = set(&below.to_string());
+        assert_eq!((&report["tokens_kept"], &report["dense_below"]), (&kept.into(), &below.into()));
+    }
+    // Nothing was measured yet; then it was, for this budget alone.
+    assert_eq!(report(&generate)["dense_below"], 0);
+    let measured = report(&["bench", "crossover", "--model", "nano", "--budget", "32"]);
+    let file = measured["remembered_in"].as_str().expect("a path");
+    assert_eq!(report(&generate)["dense_below"], measured["faster_from"]);
+    assert_eq!(report(&[&generate[..4], &["--budget", "33"]].concat())["dense_below"], 0);
+    std::fs::write(file, "[").expect("written");
+    let output = run(&generate);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && error.contains("crossover.json") && error.contains("delete it"), "{error}");
+    refused(&["generate", "x", "--method", "dense", "--dense-below", "9"], &["--dense-below", "--method fasa"]);
+    refused(&["generate", "x", "--dense-below", "soon"], &["soon", "measured"]);
 }
 
 #[test]

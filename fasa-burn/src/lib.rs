@@ -26,6 +26,7 @@ pub mod measure;
 pub mod method;
 pub mod model;
 pub mod ops;
+pub mod random;
 pub mod rope;
 pub mod sampling;
 pub mod text;

@@ -3,14 +3,13 @@
 use crate::cache::KvCache;
 use crate::config::ModelConfig;
 use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::{self, FasaStep, Status};
 use burn::tensor::{Device, Distribution, Tensor};
+use fasa_core::Pairing;
 use fasa_core::config::FasaConfig;
-use fasa_core::criterion::{CriterionKind, Margin, Observation, Tally};
 use fasa_core::policy::OwnedPlan;
-use fasa_core::profile::{Model, Profile};
-use fasa_core::{Pairing, Rows};
+use fasa_core::profile::Model;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -50,7 +49,7 @@ impl Attention {
     /// A context of `len` tokens.
     ///
     /// # Errors
-    /// [`Error::Config`] for a shape that no model has, [`Error::Request`] if the device does not compute with `dtype`.
+    /// [`crate::Error::Config`] for a shape that no model has, [`crate::Error::Request`] if the device does not compute with `dtype`.
     pub fn new(shape: AttentionShape, len: usize, dtype: Dtype, device: &Device) -> Result<Self> {
         let AttentionShape { query_heads, kv_heads, head_dim } = shape;
         let json = format!(
@@ -71,7 +70,7 @@ impl Attention {
     /// A plan for this shape, its chunks ranked by noise.
     ///
     /// # Errors
-    /// [`Error::Core`] for more chunks than there are.
+    /// [`crate::Error::Core`] for more chunks than there are.
     pub fn plan(&self, config: FasaConfig) -> Result<Arc<OwnedPlan>> {
         let AttentionShape { query_heads, kv_heads, head_dim } = self.shape;
         let model = Model {
@@ -85,25 +84,13 @@ impl Attention {
             pairing: Pairing::HalfSplit,
             weights: 0,
         };
-        let chunks = model.chunks()?;
-        let mut tally = Tally::new(CriterionKind::Margin, query_heads, chunks.len());
-        let noise: Vec<f32> = (0..64 * head_dim).map(|i| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect();
-        for head in 0..query_heads {
-            let query = &noise[head % 32 * head_dim..][..head_dim];
-            let step = Observation { query, keys: Rows::contiguous(&noise, head_dim)?, chunks: &chunks };
-            tally.observe(&Margin, head, &step)?;
-        }
-        let (scale, centre) = (vec![1.0; kv_heads * head_dim], vec![0.0; kv_heads * head_dim]);
-        let scope = config.chunk_scope;
-        let profile = Profile::new(model, CriterionKind::Margin, 0, scope, &tally, &scale, &centre, "noise")?;
-        let wrap = |problem| Error::Profile { path: "the shape".into(), problem };
-        Ok(Arc::new(OwnedPlan::new(&profile.view().map_err(wrap)?, config)?))
+        crate::random::plan(model, config)
     }
 
     /// A step that reads everything.
     ///
     /// # Errors
-    /// [`Error::Core`] if an operation fails.
+    /// [`crate::Error::Core`] if an operation fails.
     pub fn dense(&mut self) -> Result<Tensor<3>> {
         let (keys, values) = self.cache.layer(0);
         ops::dense_decode(self.queries.clone(), keys, values, self.cache.len())
@@ -112,7 +99,7 @@ impl Attention {
     /// A FASA step: the newest token's sketch row, scores, selection, attention to `budget` tokens.
     ///
     /// # Errors
-    /// [`Error::Core`] if an operation fails.
+    /// [`crate::Error::Core`] if an operation fails.
     pub fn fasa(&mut self, plan: &Arc<OwnedPlan>, budget: usize) -> Result<Tensor<3>> {
         let len = self.cache.len();
         self.cache.truncate(len - 1);

@@ -23,6 +23,8 @@ pub enum Method {
         plan: Arc<OwnedPlan>,
         /// Tokens kept per step.
         budget: Budget,
+        /// Steps with fewer tokens in the cache are dense: reading few rows is faster than choosing among them.
+        dense_below: usize,
     },
     /// Any policy of `fasa-core`, with a budget. Runs on the host, head after head: for comparing methods, not for speed.
     Policy {
@@ -39,7 +41,7 @@ impl std::fmt::Debug for Method {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Method::Dense => f.write_str("Dense"),
-            Method::Fasa { budget, plan } => write!(f, "Fasa({budget:?}, {:?})", plan.view().config()),
+            Method::Fasa { budget, plan, .. } => write!(f, "Fasa({budget:?}, {:?})", plan.view().config()),
             Method::Policy { budget, .. } => write!(f, "Policy({budget:?})"),
         }
     }
@@ -69,7 +71,17 @@ impl Method {
         let plan = OwnedPlan::new(profile, config).map_err(|e| {
             Error::request("chunks", format!("does not fit the model: {e}"), "use at most half the head dimension")
         })?;
-        Ok(Self::Fasa { plan: Arc::new(plan), budget })
+        Ok(Self::Fasa { plan: Arc::new(plan), budget, dense_below: 0 })
+    }
+
+    /// The same method, dense with fewer than `tokens` in the cache. Only FASA has such a bound: policies are there to be
+    /// compared, and what is compared must not change with the length.
+    #[must_use]
+    pub fn dense_below(mut self, tokens: usize) -> Self {
+        if let Method::Fasa { dense_below, .. } = &mut self {
+            *dense_below = tokens;
+        }
+        self
     }
 
     /// Any policy.
@@ -85,6 +97,7 @@ impl Method {
     pub fn kept(&self, seen: usize) -> usize {
         match self {
             Method::Dense => seen,
+            Method::Fasa { dense_below, .. } if seen < *dense_below => seen,
             Method::Fasa { budget, .. } | Method::Policy { budget, .. } => budget.tokens(seen),
         }
     }

@@ -31,6 +31,17 @@ fn decoder(config: ModelConfig, checkpoint: &Checkpoint, args: &ModelArgs) -> Re
     }
 }
 
+/// The numbers of a model, without its weights.
+///
+/// # Errors
+/// If there is no `config.json`, or one that is damaged or of an unsupported kind.
+pub fn read_config(folder: &Path) -> Result<ModelConfig> {
+    match folder == Path::new(builtin::NAME) && !folder.exists() {
+        true => Ok(ModelConfig::from_json(builtin::CONFIG, Path::new("nano/config.json"))?),
+        false => Ok(ModelConfig::read(folder)?),
+    }
+}
+
 /// Everything needed to read and write text.
 #[derive(Debug)]
 pub struct LanguageModel {

@@ -39,6 +39,13 @@ pub enum DeviceName {
 }
 
 impl DeviceName {
+    /// Its name, as on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            DeviceName::Cpu => "cpu",
+        }
+    }
+
     /// The device.
     pub fn device(self) -> Device {
         match self {

@@ -11,8 +11,8 @@ use crate::isa::dispatch;
 use crate::layer::{Head, LayerCache};
 use crate::partial::Partial;
 use crate::simd::{Element, LANES, Padded, Simd, dots};
+use crate::team::share_each;
 use fasa_core::Result;
-use rayon::prelude::*;
 
 /// Rows per block: keys and values of a block fit in the first cache.
 const BLOCK: usize = 64;
@@ -22,6 +22,9 @@ const AHEAD: usize = 16;
 
 /// Queries per pass over a block.
 const QUERIES: usize = 4;
+
+/// Numbers in keys that one thread reads faster than two.
+const SERIAL: usize = 16 * 1024;
 
 /// Fewest rows worth a thread of their own.
 const ROWS_PER_TASK: usize = 1024;
@@ -348,33 +351,36 @@ pub(crate) fn scaled(queries: &[f32], dim: usize) -> Padded {
 pub fn dense_decode(queries: &[f32], cache: &LayerCache<'_>, out: &mut [f32]) -> Result<()> {
     let group = cache.group(queries, out)?;
     let (dim, len, heads) = (cache.dim(), cache.len(), cache.kv_heads());
-    let wanted = rayon::current_num_threads().div_ceil(heads);
-    let pieces = wanted.min(len / ROWS_PER_TASK).max(1);
+    let serial = len * dim * heads < SERIAL;
+    let pieces = match serial {
+        true => 1,
+        false => rayon::current_num_threads().div_ceil(heads).min(len / ROWS_PER_TASK).max(1),
+    };
     let per_piece = len.div_ceil(pieces);
-    let attend = |queries: &Padded, head: usize, from: usize| {
+    let part = |head: usize, from: usize| {
+        let queries = scaled(&queries[head * group * dim..(head + 1) * group * dim], dim);
         let mut partial = Partial::new(group, dim);
         let to = (from + per_piece).min(len);
-        accumulate(queries, cache.head(head), dim, Which::Span(from, to), &mut partial);
+        accumulate(&queries, cache.head(head), dim, Which::Span(from, to), &mut partial);
         partial
     };
-    let serial = heads * pieces == 1 || len * dim * heads < 16 * 1024;
-    let one_head = |(head, out): (usize, &mut [f32])| {
-        let queries = scaled(&queries[head * group * dim..(head + 1) * group * dim], dim);
-        let starts: Vec<usize> = (0..len).step_by(per_piece).collect();
-        let parts: Vec<Partial> = match serial || starts.len() == 1 {
-            true => starts.iter().map(|&from| attend(&queries, head, from)).collect(),
-            false => starts.par_iter().map(|&from| attend(&queries, head, from)).collect(),
-        };
-        let mut parts = parts.into_iter();
-        if let Some(mut whole) = parts.next() {
-            parts.for_each(|part| whole.merge(&part));
-            whole.finish(out);
-        }
-    };
+    let outs = out.chunks_exact_mut(group * dim);
     if serial {
-        out.chunks_exact_mut(group * dim).enumerate().for_each(one_head);
-    } else {
-        out.par_chunks_exact_mut(group * dim).enumerate().for_each(one_head);
+        outs.enumerate().for_each(|(head, out)| part(head, 0).finish(out));
+        return Ok(());
+    }
+    if pieces == 1 {
+        share_each(outs, |head, out| part(head, 0).finish(out));
+        return Ok(());
+    }
+    let mut parts: Vec<Option<Partial>> = vec![None; heads * pieces];
+    share_each(parts.iter_mut(), |i, slot| {
+        *slot = Some(part(i / pieces, i % pieces * per_piece));
+    });
+    for (parts, out) in parts.chunks_exact(pieces).zip(outs) {
+        let mut whole = Partial::new(group, dim);
+        parts.iter().flatten().for_each(|part| whole.merge(part));
+        whole.finish(out);
     }
     Ok(())
 }

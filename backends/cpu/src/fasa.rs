@@ -4,14 +4,15 @@ use crate::attention::{Which, accumulate, dense_decode, scaled};
 use crate::layer::{LayerCache, LayerSketch};
 use crate::partial::Partial;
 use crate::selected::Selected;
+use crate::team::share_each;
 use crate::tip::{self, Mean, Queries};
 use fasa_core::config::Scope;
 use fasa_core::policy::Plan;
 use fasa_core::select::scratch_len;
 use fasa_core::sketch::{SketchRows, fold_query};
 use fasa_core::{Error, Result};
-use rayon::prelude::*;
 use std::cell::Cell;
+use std::sync::{Mutex, PoisonError};
 
 /// Buffers of one thread. A context's scores would otherwise be allocated, and their pages faulted in, at every step.
 #[derive(Default)]
@@ -69,23 +70,26 @@ pub fn fasa_decode(
         return Err(Error::Length { what: "sketch.heads", want: sketches, got: sketch.heads() });
     }
     let mut positions = vec![0u32; kv_heads * step.sets() * budget];
-    positions
-        .par_chunks_exact_mut(step.sets() * budget)
-        .zip(out.par_chunks_exact_mut(group * dim))
-        .enumerate()
-        .try_for_each(|(kv_head, (positions, out))| {
-            let queries = &queries[kv_head * group * dim..(kv_head + 1) * group * dim];
-            Scratch::with(|scratch| step.select(kv_head, queries, positions, scratch))?;
-            let per_set = group / step.sets() * dim;
-            let sets = queries.chunks_exact(per_set).zip(positions.chunks_exact(budget));
-            for ((queries, set), out) in sets.zip(out.chunks_exact_mut(per_set)) {
-                let mut partial = Partial::new(per_set / dim, dim);
-                let queries = scaled(queries, dim);
-                accumulate(&queries, cache.head(kv_head), dim, Which::Chosen(set), &mut partial);
-                partial.finish(out);
-            }
-            Ok(())
-        })?;
+    let failure = Mutex::new(None);
+    let heads = positions.chunks_exact_mut(step.sets() * budget).zip(out.chunks_exact_mut(group * dim));
+    share_each(heads, |kv_head, (positions, out)| {
+        let queries = &queries[kv_head * group * dim..(kv_head + 1) * group * dim];
+        if let Err(error) = Scratch::with(|scratch| step.select(kv_head, queries, positions, scratch)) {
+            *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            return;
+        }
+        let per_set = group / step.sets() * dim;
+        let sets = queries.chunks_exact(per_set).zip(positions.chunks_exact(budget));
+        for ((queries, set), out) in sets.zip(out.chunks_exact_mut(per_set)) {
+            let mut partial = Partial::new(per_set / dim, dim);
+            let queries = scaled(queries, dim);
+            accumulate(&queries, cache.head(kv_head), dim, Which::Chosen(set), &mut partial);
+            partial.finish(out);
+        }
+    });
+    if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
     Ok(Selected::of_equal_lists(positions, budget))
 }
 

@@ -2,7 +2,8 @@
 //!
 //! One decode step of one layer: [`dense_decode`] reads every cached row, [`fasa_decode`] scores the sketch, selects, and
 //! reads the chosen rows only. [`policy_decode`] does the same for any [`CachePolicy`](fasa_core::policy::CachePolicy).
-//! Work is spread over rayon's current thread pool. Nothing here knows a tensor library.
+//! Work is spread over rayon's current thread pool; [`awake`] keeps its threads ready between the kernels of a decode step.
+//! Nothing here knows a tensor library.
 //!
 //! Each kernel is written once over vectors of sixteen lanes and compiled for every instruction set that the machine may
 //! turn out to have ([`isa`]); the naive versions in `fasa-core` are the oracle in the tests.
@@ -22,6 +23,7 @@ pub mod policy;
 pub mod prefill;
 pub mod selected;
 mod simd;
+pub mod team;
 mod tip;
 
 pub use attention::dense_decode;
@@ -30,3 +32,4 @@ pub use layer::{LayerCache, LayerSketch, Numbers};
 pub use policy::policy_decode;
 pub use prefill::causal_attention;
 pub use selected::Selected;
+pub use team::awake;

@@ -1,14 +1,14 @@
 //! Projections of few tokens: what a decode step does with weights.
 //!
 //! A step reads every weight once, so the memory's speed is the bound. Each row of a weight is read once for all tokens,
-//! whatever its format, and multiplied in single precision; activations are never rounded. Rows are split over rayon's
-//! threads in a few long pieces, and small weights are not split at all: waking a thread takes longer than reading them.
-//! How rows are split does not change a bit of the result.
+//! whatever its format, and multiplied in single precision; activations are never rounded. Rows are split over threads
+//! ([`crate::team`]) in a few long pieces. How rows are split does not change a bit of the result.
 
 use crate::exp::exp;
 use crate::isa::dispatch;
 use crate::layer::Numbers;
 use crate::simd::{Element, LANES, Padded, Simd};
+use crate::team::share_each;
 use fasa_core::{Error, Result};
 use half::f16;
 use rayon::prelude::*;
@@ -16,8 +16,11 @@ use rayon::prelude::*;
 /// Most tokens that [`linear`] is made for. It works for more, but a matrix product is faster then.
 pub const FEW_TOKENS: usize = 8;
 
-/// Weights of fewer bytes are read by the calling thread alone.
-const SPLIT_BYTES: usize = 64 * 1024;
+/// Weights are split into pieces of at least so many bytes.
+const PIECE_BYTES: usize = 32 * 1024;
+
+/// Pieces per thread, so that one that was held up leaves the rest to the others.
+const PIECES_PER_THREAD: usize = 4;
 
 /// Pieces begin at multiples of this many rows, so that no two threads write one cache line of the result.
 const ROWS_PER_STEP: usize = 16;
@@ -144,14 +147,13 @@ fn project(
 /// Splits `[tokens, rows]` into pieces of rows and has `work` fill each, as `[rows, tokens]` from a first row on. What was
 /// in `out` is there before.
 fn by_rows(rows: usize, bytes: usize, tokens: usize, out: &mut [f32], work: impl Fn(usize, &mut [f32]) + Sync) {
-    let threads = rayon::current_num_threads();
-    let pieces = if bytes < SPLIT_BYTES { 1 } else { threads };
+    let pieces = (PIECES_PER_THREAD * rayon::current_num_threads()).min(bytes / PIECE_BYTES).max(1);
     let per_piece = rows.div_ceil(pieces).next_multiple_of(ROWS_PER_STEP);
     let each = |out: &mut [f32]| {
         if per_piece >= rows {
             work(0, out);
         } else {
-            out.par_chunks_mut(per_piece * tokens).enumerate().for_each(|(i, out)| work(i * per_piece, out));
+            share_each(out.chunks_mut(per_piece * tokens), |i, out| work(i * per_piece, out));
         }
     };
     if tokens == 1 {

@@ -15,6 +15,7 @@ use crate::rope::Rope;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use fasa_core::Pairing;
 use fasa_core::profile::{Model, ProfileError, ProfileView};
+use fasa_cpu::linear::FEW_TOKENS;
 use layer::{Layer, NormLinear};
 use std::path::Path;
 
@@ -148,7 +149,10 @@ impl Decoder {
         cache.reserve(tokens.len());
         // On a thread of the pool, a kernel that is shared out goes on at once; from any other, each would put the caller
         // to sleep and wake it again, many times per token.
-        rayon::scope(|_| self.forward_chunks(tokens, cache, method, logits, watch))
+        match tokens.len() <= FEW_TOKENS {
+            true => fasa_cpu::awake(|| self.forward_chunks(tokens, cache, method, logits, watch)),
+            false => rayon::scope(|_| self.forward_chunks(tokens, cache, method, logits, watch)),
+        }
     }
 
     fn forward_chunks(

@@ -1,5 +1,6 @@
 //! `fasa generate`: continue a prompt.
 
+use crate::crossover::{self, Conditions, DenseBelow, parse_dense_below};
 use crate::methods;
 use crate::model::LanguageModel;
 use crate::report::{self, Format};
@@ -38,6 +39,11 @@ pub struct Args {
     #[command(flatten)]
     method: MethodArgs,
 
+    /// Attend to everything while fewer tokens are in the cache: a number, or `measured` by `fasa bench crossover` on this
+    /// machine for a model of this shape and these settings (0 if it never ran)
+    #[arg(long, value_name = "TOKENS", default_value = "measured", value_parser = parse_dense_below)]
+    dense_below: DenseBelow,
+
     #[command(flatten)]
     sampling: SamplingArgs,
 
@@ -57,6 +63,8 @@ struct Report {
     prompt_tokens: usize,
     tokens_seen: usize,
     tokens_kept: usize,
+    /// Steps with fewer tokens in the cache attended to all of them; none: all steps did, FASA was never faster here.
+    dense_below: Option<usize>,
     dtype: Dtype,
     cache_bytes_per_step: u64,
     cache_bytes_per_step_dense: u64,
@@ -74,7 +82,7 @@ const LARGEST_PROMPT: u64 = 256 << 20;
 pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     let prompt = read_prompt(args)?;
     let model = LanguageModel::load(&args.model)?;
-    let method = args.method.method(&model)?;
+    let (method, dense_below) = method(args, &model)?;
     let ids = model.encode_prompt(&prompt)?;
     let options = Options {
         method: method.clone(),
@@ -99,6 +107,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         prompt_tokens: outcome.prompt_tokens,
         tokens_seen: seen,
         tokens_kept: method.kept(seen),
+        dense_below: (dense_below < usize::MAX).then_some(dense_below),
         dtype,
         cache_bytes_per_step: method.bytes_per_step(config, seen, dtype),
         cache_bytes_per_step_dense: Method::Dense.bytes_per_step(config, seen, dtype),
@@ -106,6 +115,24 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         decode_tokens_per_second: outcome.tokens_per_second(),
         tokens: outcome.tokens,
     })
+}
+
+/// The method, and under how many tokens in the cache it is dense.
+fn method(args: &Args, model: &LanguageModel) -> Result<(Method, usize)> {
+    let method = args.method.method(model)?;
+    let tokens = match (&method, args.dense_below) {
+        (Method::Fasa { budget, .. }, DenseBelow::Measured) => {
+            let (device, shape) = (args.model.device.name(), crossover::shape(model.decoder.config()));
+            let conditions = Conditions::new(device, shape, model.decoder.dtype(), &args.method.config(), *budget);
+            crossover::path().map_or(Ok(0), |path| crossover::recall(&path, &conditions))?
+        }
+        (Method::Fasa { .. }, DenseBelow::Tokens(tokens)) => tokens,
+        (_, DenseBelow::Tokens(_)) => {
+            bail!("`--dense-below` is for `--method fasa`; other methods do the same at every length")
+        }
+        (_, DenseBelow::Measured) => 0,
+    };
+    Ok((method.dense_below(tokens), tokens))
 }
 
 /// Generates and, if asked to, streams the text to stdout. The text ends before the first of `stops`.
@@ -203,8 +230,15 @@ fn summary(model: &LanguageModel, method: &Method, outcome: &Outcome) -> String 
     let (config, dtype) = (model.decoder.config(), model.decoder.dtype());
     let seen = outcome.prompt_tokens + outcome.tokens.len();
     let speed = outcome.tokens_per_second().map_or_else(String::new, |s| format!(", {s:.0} tokens/s"));
+    let short = match method {
+        Method::Fasa { dense_below, .. } if seen < *dense_below => match dense_below {
+            &usize::MAX => " (dense: FASA was not faster on this machine)".into(),
+            tokens => format!(" (dense below {} tokens)", report::count(*tokens)),
+        },
+        _ => String::new(),
+    };
     format!(
-        "{} tokens read in {:.1} s, {} written{speed}; last step read {} of {} tokens, {} of {} cache bytes ({dtype})",
+        "{} tokens read in {:.1} s, {} written{speed}; last step read {} of {} tokens{short}, {} of {} cache bytes ({dtype})",
         report::count(outcome.prompt_tokens),
         outcome.prefill.as_secs_f64(),
         outcome.tokens.len(),

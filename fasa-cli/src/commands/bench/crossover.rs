@@ -1,13 +1,16 @@
 //! `fasa bench crossover`: from which length on FASA is faster.
 
 use super::in_turns;
+use crate::crossover::{self, Conditions};
+use crate::model;
 use crate::report::{self, Format};
 use crate::settings::{DeviceName, DtypeName, FasaArgs, Preset};
 use anyhow::{Context, Result};
 use fasa_burn::generate::Cancel;
 use fasa_burn::measure::{Attention, AttentionShape};
-use fasa_core::FasaConfig;
+use fasa_core::{Budget, FasaConfig};
 use serde::Serialize;
+use std::path::PathBuf;
 
 /// Arguments of `fasa bench crossover`.
 #[derive(Debug, clap::Args)]
@@ -15,6 +18,14 @@ pub struct Args {
     /// Query heads, KV heads and dimensions per head
     #[arg(long, value_name = "HQ,HKV,D", default_value = "32,8,128", value_parser = super::attention::parse_shape)]
     shape: AttentionShape,
+
+    /// Take them from a model's config.json instead; `nano` is the model inside this binary
+    #[arg(long, value_name = "FOLDER", conflicts_with = "shape")]
+    model: Option<PathBuf>,
+
+    /// Do not remember the result for `fasa generate`
+    #[arg(long)]
+    no_save: bool,
 
     /// Tokens that FASA keeps
     #[arg(long, value_name = "TOKENS", default_value_t = 256)]
@@ -49,6 +60,8 @@ pub struct Args {
 struct Report {
     /// The shortest context that was tried from which on FASA was faster; none if it never was.
     faster_from: Option<usize>,
+    /// The file that `fasa generate` reads it from.
+    remembered_in: Option<PathBuf>,
     tried: Vec<Tried>,
 }
 
@@ -71,11 +84,15 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     let device = args.device.device();
     let dtype = args.dtype.dtype(true, &device);
     let config = FasaConfig { dense_layers: 0, ..args.fasa.apply(args.preset) };
-    let mut report = Report { faster_from: None, tried: vec![] };
+    let shape = match &args.model {
+        Some(folder) => crossover::shape(&model::read_config(folder)?),
+        None => args.shape,
+    };
+    let mut report = Report { faster_from: None, remembered_in: None, tried: vec![] };
     // A budget that covers the context is dense attention: the first length beyond that, then half as much more each time.
     let mut length = args.budget + 1;
     while length <= LONGEST {
-        let mut attention = Attention::new(args.shape, length, dtype, &device)?;
+        let mut attention = Attention::new(shape, length, dtype, &device)?;
         let plan = attention.plan(config).context("the settings do not fit the shape")?;
         let [dense, fasa] = in_turns::<2>(101, cancel, |i| {
             match i {
@@ -98,11 +115,23 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         }
         length += length.div_ceil(2);
     }
+    let path = crossover::path().filter(|_| !args.no_save);
+    if let Some(path) = &path {
+        let budget = Budget::Tokens(u32::try_from(args.budget).unwrap_or(u32::MAX));
+        let conditions = Conditions::new(args.device.name(), shape, dtype, &config, budget);
+        crossover::remember(path, conditions, report.faster_from)?;
+    }
+    report.remembered_in = path;
     if args.format == Format::Json {
         return report::json(&report);
     }
     match report.faster_from {
-        Some(length) => report::text(format_args!("FASA is faster from {} tokens on", report::count(length))),
-        None => report::text(format_args!("FASA was not faster up to {} tokens", report::count(LONGEST))),
+        Some(length) => report::text(format_args!("FASA is faster from {} tokens on", report::count(length)))?,
+        None => report::text(format_args!("FASA was not faster up to {} tokens", report::count(LONGEST)))?,
     }
+    let Some(path) = report.remembered_in else { return Ok(()) };
+    report::text(format_args!(
+        "`fasa generate` will be dense below that with these heads and settings; remembered in {}",
+        path.display()
+    ))
 }

@@ -5,12 +5,15 @@ use crate::methods;
 use crate::model::LanguageModel;
 use crate::report::{self, Format};
 use crate::settings::{MethodArgs, MethodName, ModelArgs};
+use crate::{terminal, threads};
 use anyhow::Result;
+use clap::builder::PossibleValuesParser;
 use fasa_burn::Dtype;
 use fasa_burn::generate::Cancel;
 use fasa_burn::measure::weight_bytes;
 use fasa_burn::method::Method;
-use fasa_burn::model::{Logits, to_host};
+use fasa_burn::model::{Decoder, Logits, to_host};
+use fasa_burn::random;
 use serde::Serialize;
 
 /// Arguments of `fasa bench decode`.
@@ -18,6 +21,10 @@ use serde::Serialize;
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
+
+    /// Random weights in the shape of a well-known model, and chunks ranked by noise, instead of `--model`
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(random::shapes()))]
+    random: Option<String>,
 
     #[command(flatten)]
     method: MethodArgs,
@@ -57,6 +64,27 @@ struct Speed {
     share_of_bound: f64,
 }
 
+/// What is measured: its name, the decoder, and FASA for it.
+fn subject(args: &Args) -> Result<(String, Decoder, Method)> {
+    let config = args.method.fasa.apply(args.method.preset);
+    let (preset, budget) = (args.method.preset, args.method.budget);
+    let Some(name) = &args.random else {
+        let model = LanguageModel::load(&args.model)?;
+        let profile = args.method.profile.as_deref();
+        let fasa = methods::build(&model, MethodName::Fasa, &config, preset, profile, budget)?;
+        return Ok((model.name, model.decoder, fasa));
+    };
+    threads::start(args.model.threads)?;
+    let device = args.model.device.device();
+    let bar = terminal::progress("making weights", "layers");
+    let mut progress = |done, total| terminal::advance(&bar, done, total);
+    let dtype = args.model.dtype.dtype(true, &device);
+    let decoder = random::decoder(&random::shape(name)?, &device, dtype, &mut progress)?;
+    bar.finish_and_clear();
+    let plan = random::plan(decoder.fingerprint(), config)?;
+    Ok((format!("random {name}"), decoder, Method::Fasa { plan, budget, dense_below: 0 }))
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -67,18 +95,15 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         args.method.method == MethodName::Fasa,
         "`--method` is for other commands: this one measures dense attention and FASA"
     );
-    let mut model = LanguageModel::load(&args.model)?;
     let longest = args.lengths.iter().copied().max().unwrap_or(0);
-    model.decoder.allow_positions(longest + 8);
-    let config = args.method.fasa.apply(args.method.preset);
-    let profile = args.method.profile.as_deref();
-    let fasa = methods::build(&model, MethodName::Fasa, &config, args.method.preset, profile, args.method.budget)?;
+    let (name, mut decoder, fasa) = subject(args)?;
+    decoder.allow_positions(longest + 8);
     let text = args.format == Format::Text;
     let bandwidth = bandwidth(text)?;
-    let (numbers, dtype) = (model.decoder.config().clone(), model.decoder.dtype());
+    let (numbers, dtype) = (decoder.config().clone(), decoder.dtype());
     let weights = weight_bytes(&numbers, dtype);
     let mut report = Report {
-        model: model.name.clone(),
+        model: name.clone(),
         dtype,
         threads: rayon::current_num_threads(),
         memory_bytes_per_second: bandwidth,
@@ -88,7 +113,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     if text {
         report::text(format_args!(
             "{}: {} of weights per step, {dtype}; {} of {} tokens kept\n\n{:>9}  {:<7} {:>9}  {:>10}  {:>9}  {:>6}",
-            model.name,
+            name,
             report::bytes(weights),
             report::count(fasa.kept(longest)),
             report::count(longest),
@@ -101,12 +126,12 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         ))?;
     }
     for &length in &args.lengths {
-        let mut cache = model.decoder.new_cache(length + 1);
+        let mut cache = decoder.new_cache(length + 1);
         cache.append_noise(length);
         let methods = [("dense", &Method::Dense), ("fasa", &fasa)];
         let seconds = in_turns::<2>(args.steps, cancel, |i| {
             cache.truncate(length);
-            let logits = model.decoder.forward(&[1], &mut cache, methods[i].1, Logits::Last)?;
+            let logits = decoder.forward(&[1], &mut cache, methods[i].1, Logits::Last)?;
             logits.map_or(Ok(()), |logits| to_host(logits).map(drop))?;
             Ok(())
         })?;
