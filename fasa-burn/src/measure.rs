@@ -84,6 +84,7 @@ impl Attention {
             rope_theta: 5e5,
             pairing: Pairing::HalfSplit,
             weights: 0,
+            unrotated_layers: &[],
         };
         let chunks = model.chunks()?;
         let mut tally = Tally::new(CriterionKind::Margin, query_heads, chunks.len());
