@@ -127,7 +127,7 @@ fn fasa_on_every_family() {
         let cancel = Cancel::default();
         let profile = model.calibrate(&[sample], &calibration, &cancel, &mut |_, _| {}).expect("calibrates");
         let view = model.profile(profile.as_bytes(), &folder).expect("of this model");
-        let guarantees = Guarantees { sinks: 0, recent: 0, ..FasaConfig::DEFAULT.guarantees };
+        let guarantees = Guarantees { sinks: 0, recent: 0 };
         let config = FasaConfig { precision: Precision::F32, guarantees, dense_layers: 0, ..FasaConfig::DEFAULT };
         let step = |budget: usize| {
             let method = Method::fasa(&view, config, Budget::Tokens(budget as u32)).expect("fits");
