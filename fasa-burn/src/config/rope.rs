@@ -68,9 +68,10 @@ impl RopeConfig {
         let mut scaling = None;
         for name in ["rope_parameters", "rope_scaling"] {
             let Some(rope) = fields.nested(name)? else { continue };
+            // First, so that a type that is not supported is named as such.
+            let read = read_scaling(&rope)?;
             merge(&rope, "rope_theta", &mut theta)?;
             merge(&rope, "partial_rotary_factor", &mut share)?;
-            let read = read_scaling(&rope)?;
             if scaling.as_ref().is_some_and(|other| *other != read) {
                 return Err(fields.error(name, "disagrees with `rope_parameters`", "keep one of the two"));
             }
