@@ -62,6 +62,7 @@ impl Context {
             rope_theta: 5e5,
             pairing: Pairing::HalfSplit,
             weights: 0,
+            unrotated_layers: &[],
         };
         let chunks = model.chunks().expect("valid");
         let mut tally = Tally::new(CriterionKind::Margin, QUERY_HEADS, DIM / 2);

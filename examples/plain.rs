@@ -33,6 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = Model {
         architecture: "toy", layers: 1, query_heads: 2, kv_heads: 1, head_dim: DIM as u32, rotary_dim: DIM as u32,
         rope_theta: 10_000.0, pairing: Pairing::HalfSplit, weights: 0,
+        unrotated_layers: &[],
     };
     let chunks = model.chunks()?;
     let mut tally = Tally::new(CriterionKind::Margin, 2, chunks.len());

@@ -90,8 +90,8 @@ impl Decoder {
         let config = self.config();
         let (layers, heads) = (config.num_hidden_layers, config.num_attention_heads);
         let model = self.fingerprint();
-        let chunks = model.chunks()?;
-        let mut tally = Tally::new(calibration.criterion, layers * heads, chunks.len());
+        let chunks = model.chunks()?.len();
+        let mut tally = Tally::new(calibration.criterion, layers * heads, chunks);
         let channels = layers * config.num_key_value_heads * config.head_dim;
         let mut statistics = KeyStatistics { sums: vec![0.0; channels], squares: vec![0.0; channels], rows: 0 };
         if samples.is_empty() || !samples.iter().all(Sample::is_sound) {
@@ -108,7 +108,7 @@ impl Decoder {
                     if cancel.is_cancelled() {
                         return Err(Error::Cancelled);
                     }
-                    self.judge(layer, trace, sample, calibration, &chunks)
+                    self.judge(layer, trace, sample, calibration, &model.layer_chunks(layer)?)
                 })
                 .collect::<Result<_>>()?;
             for part in &parts {

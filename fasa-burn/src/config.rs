@@ -4,6 +4,7 @@
 //! refused by name, rather than ignored.
 
 mod fields;
+mod rope;
 
 use std::path::Path;
 
@@ -12,12 +13,14 @@ use serde_json::Value;
 use crate::checkpoint::read_whole;
 use crate::error::{Error, Result};
 use fields::Fields;
+pub use rope::{RopeConfig, RopeScaling};
 
 /// The architectures that can be loaded, as `architectures` spells them.
-pub const SUPPORTED_ARCHITECTURES: &[&str] = &["LlamaForCausalLM"];
+pub const SUPPORTED_ARCHITECTURES: &[&str] =
+    &["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM", "SmolLM3ForCausalLM"];
 
 /// `model_type` of the supported architectures, in the same order.
-const SUPPORTED_MODEL_TYPES: &[&str] = &["llama"];
+const SUPPORTED_MODEL_TYPES: &[&str] = &["llama", "qwen2", "qwen3", "phi3", "smollm3"];
 
 /// A real `config.json` has a few kilobytes.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -29,9 +32,6 @@ const MAX_LAYERS: usize = 1 << 12;
 const MAX_HEADS: usize = 1 << 12;
 const MAX_HEAD_DIM: usize = 1024;
 const MAX_POSITIONS: usize = 1 << 24;
-
-/// Rotary base of the configurations that name none, as in `transformers`.
-const DEFAULT_ROPE_THETA: f64 = 10_000.0;
 
 /// The numbers of a decoder, named as in `transformers`. Read and checked by [`ModelConfig::read`].
 #[derive(Debug, Clone, PartialEq)]
@@ -53,13 +53,23 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Added to the mean square inside RMSNorm.
     pub rms_norm_eps: f64,
-    /// Rotary base B: chunk i of position m is turned by m * B^(-2i / head_dim) radians.
-    pub rope_theta: f64,
+    /// `model_type`: which family it is.
+    pub model_type: &'static str,
+    /// Rotary positions.
+    pub rope: RopeConfig,
+    /// One byte per layer, 1 where the layer has no rotary positions; empty if every layer has.
+    pub unrotated_layers: Vec<u8>,
+    /// Whether query, key and value projections have a bias.
+    pub qkv_bias: bool,
+    /// Whether queries and keys go through a norm of their own, head by head.
+    pub qk_norm: bool,
+    /// Whether the checkpoint stores the projections that read the same input as one matrix.
+    pub fused_projections: bool,
     /// Number of positions the model was made for.
     pub max_position_embeddings: usize,
     /// Whether the output projection is the embedding matrix.
     pub tie_word_embeddings: bool,
-    /// The id that begins a text; `None` where the file has null or nothing.
+    /// The id that begins a text, which may lie outside a cut vocabulary; `None` where the file has null or nothing.
     pub bos_token_id: Option<u32>,
     /// The ids that end a text, ascending; empty where the file has null or nothing.
     pub eos_token_ids: Vec<u32>,
@@ -90,9 +100,9 @@ impl ModelConfig {
             return Err(Error::config(path, "(the whole file)", "is not a JSON object", "download config.json again"));
         };
         let fields = Fields::new(path, object);
-        check_architecture(&fields)?;
+        let model_type = check_architecture(&fields)?;
         refuse_unsupported(&fields)?;
-        Self::from_fields(&fields)
+        Self::from_fields(&fields, model_type)
     }
 
     /// Query heads that share one key and value head.
@@ -100,7 +110,7 @@ impl ModelConfig {
         self.num_attention_heads / self.num_key_value_heads
     }
 
-    fn from_fields(fields: &Fields<'_>) -> Result<Self> {
+    fn from_fields(fields: &Fields<'_>, model_type: &'static str) -> Result<Self> {
         let vocab_size = fields.size("vocab_size", MAX_VOCAB)?;
         let hidden_size = fields.size("hidden_size", MAX_WIDTH)?;
         let num_attention_heads = fields.size("num_attention_heads", MAX_HEADS)?;
@@ -113,41 +123,55 @@ impl ModelConfig {
                 "use the config.json that belongs to the weights",
             ));
         }
+        let default_head_dim = (model_type == "qwen3").then_some(128);
+        let head_dim = head_dim(fields, default_head_dim, hidden_size, num_attention_heads)?;
+        let default_theta = (model_type == "smollm3").then_some(2_000_000.0);
+        let num_hidden_layers = fields.size("num_hidden_layers", MAX_LAYERS)?;
         Ok(Self {
             vocab_size,
+            model_type,
+            rope: RopeConfig::read(fields, head_dim, default_theta)?,
+            unrotated_layers: if model_type == "smollm3" { unrotated(fields, num_hidden_layers)? } else { Vec::new() },
+            qkv_bias: model_type == "qwen2",
+            qk_norm: model_type == "qwen3",
+            fused_projections: model_type == "phi3",
             hidden_size,
             intermediate_size: fields.size("intermediate_size", MAX_WIDTH)?,
-            num_hidden_layers: fields.size("num_hidden_layers", MAX_LAYERS)?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
-            head_dim: head_dim(fields, hidden_size, num_attention_heads)?,
+            head_dim,
             rms_norm_eps: fields
                 .positive("rms_norm_eps")?
                 .ok_or_else(|| fields.error("rms_norm_eps", "is missing", "add it as the model's author gives it"))?,
-            rope_theta: rope_theta(fields)?,
             max_position_embeddings: fields.size("max_position_embeddings", MAX_POSITIONS)?,
-            tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),
-            bos_token_id: fields.token_id("bos_token_id", vocab_size)?,
-            eos_token_ids: fields.token_ids("eos_token_id", vocab_size)?,
+            tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(model_type == "smollm3"),
+            bos_token_id: fields.token_id("bos_token_id")?,
+            eos_token_ids: fields.token_ids("eos_token_id")?,
         })
     }
 }
 
 /// `model_type` says which configuration class this is, `architectures` which head sits on it; a file may lack one.
-fn check_architecture(fields: &Fields<'_>) -> Result<()> {
+fn check_architecture(fields: &Fields<'_>) -> Result<&'static str> {
     let supported = || format!("the supported architectures are: {}", SUPPORTED_ARCHITECTURES.join(", "));
     let architectures = fields.texts("architectures")?;
-    let model_type = fields.text("model_type")?;
-    if let Some(model_type) = model_type
-        && !SUPPORTED_MODEL_TYPES.contains(&model_type)
-    {
-        return Err(fields.unsupported(format!("`model_type` \"{model_type}\""), supported()));
-    }
-    match (model_type, architectures.as_slice()) {
-        (None, []) => Err(fields.error("model_type", "is missing, and so is `architectures`", supported())),
-        (Some(_), []) => Ok(()),
-        (_, names) if names.iter().all(|n| SUPPORTED_ARCHITECTURES.contains(n)) => Ok(()),
-        (_, names) => Err(fields.unsupported(format!("`architectures` {}", names.join(", ")), supported())),
+    let named = match fields.text("model_type")? {
+        Some(name) => match SUPPORTED_MODEL_TYPES.iter().position(|t| *t == name) {
+            Some(family) => Some(family),
+            None => return Err(fields.unsupported(format!("`model_type` \"{name}\""), supported())),
+        },
+        None => None,
+    };
+    let of_heads = |names: &[&str]| SUPPORTED_ARCHITECTURES.iter().position(|a| names.iter().all(|n| n == a));
+    let family = match (named, architectures.as_slice()) {
+        (None, []) => return Err(fields.error("model_type", "is missing, and so is `architectures`", supported())),
+        (named, []) => named,
+        (named, names) => of_heads(names).filter(|family| named.is_none_or(|n| n == *family)),
+    };
+    match family {
+        Some(family) => Ok(SUPPORTED_MODEL_TYPES[family]),
+        None => Err(fields.unsupported(format!("`architectures` {}", architectures.join(", ")), supported())),
     }
 }
 
@@ -171,26 +195,39 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
             "set it to 1 if the rounding of a single rank is acceptable",
         ));
     }
+    if fields.flag("use_sliding_window")? == Some(true) {
+        return Err(fields.unsupported("`use_sliding_window` true", "use a model without sliding windows"));
+    }
+    if fields.text("model_type")? == Some("phi3") && fields.has("sliding_window") {
+        return Err(fields.unsupported("`sliding_window`", "use a model without sliding windows"));
+    }
+    if let Some(kind) = fields.texts("layer_types")?.into_iter().find(|kind| *kind != "full_attention") {
+        return Err(fields.unsupported(format!("`layer_types` \"{kind}\""), "use a model with full attention"));
+    }
     if fields.has("quantization_config") {
         return Err(
             fields.unsupported("`quantization_config`", "use the checkpoint with float weights (F32, F16 or BF16)")
         );
     }
-    refuse_partial_rotary(fields)
+    Ok(())
 }
 
-fn refuse_partial_rotary(fields: &Fields<'_>) -> Result<()> {
-    match fields.positive("partial_rotary_factor")? {
-        Some(factor) if factor != 1.0 => Err(fields.unsupported(
-            format!("`{}` {factor}", fields.dotted("partial_rotary_factor")),
-            "use a model that turns all channels of a head",
-        )),
-        _ => Ok(()),
-    }
+/// SmolLM3's layers without rotary positions: `no_rope_layers` has 1 for those that turn.
+fn unrotated(fields: &Fields<'_>, layers: usize) -> Result<Vec<u8>> {
+    let interval = fields.optional_size("no_rope_layer_interval", MAX_LAYERS)?.unwrap_or(4);
+    let flags: Vec<u8> = match fields.flags("no_rope_layers")? {
+        None => (1..=layers).map(|number| u8::from(number.is_multiple_of(interval))).collect(),
+        Some(turns) if turns.len() == layers => turns.into_iter().map(|turns| u8::from(!turns)).collect(),
+        Some(turns) => {
+            let problem = format!("has {} entries for {layers} layers", turns.len());
+            return Err(fields.error("no_rope_layers", problem, "it needs a 0 or 1 for each layer"));
+        }
+    };
+    Ok(if flags.contains(&1) { flags } else { Vec::new() })
 }
 
-fn head_dim(fields: &Fields<'_>, hidden_size: usize, heads: usize) -> Result<usize> {
-    let head_dim = match fields.optional_size("head_dim", MAX_HEAD_DIM)? {
+fn head_dim(fields: &Fields<'_>, default: Option<usize>, hidden_size: usize, heads: usize) -> Result<usize> {
+    let head_dim = match fields.optional_size("head_dim", MAX_HEAD_DIM)?.or(default) {
         Some(head_dim) => head_dim,
         None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
         None => {
@@ -209,49 +246,6 @@ fn head_dim(fields: &Fields<'_>, hidden_size: usize, heads: usize) -> Result<usi
         ));
     }
     Ok(head_dim)
-}
-
-/// The rotary base, from the spelling of `transformers` 4 (`rope_theta` beside `rope_scaling`) or of 5
-/// (`rope_parameters`). A file with both must say the same in both.
-fn rope_theta(fields: &Fields<'_>) -> Result<f64> {
-    let mut theta = fields.positive("rope_theta")?;
-    for name in ["rope_parameters", "rope_scaling"] {
-        let Some(rope) = fields.nested(name)? else {
-            continue;
-        };
-        for spelling in ["rope_type", "type"] {
-            if let Some(kind) = rope.text(spelling)?
-                && kind != "default"
-            {
-                return Err(rope.unsupported(
-                    format!("`{}` \"{kind}\"", rope.dotted(spelling)),
-                    "use a model with the unscaled rotary positions, type \"default\"",
-                ));
-            }
-        }
-        refuse_partial_rotary(&rope)?;
-        // Such as `factor` without a type, or the sections of a multimodal rotary scheme.
-        let known = ["rope_type", "type", "rope_theta", "partial_rotary_factor"];
-        if let Some(other) = rope.names().find(|name| !known.contains(name)) {
-            return Err(rope.unsupported(
-                format!("`{}` with the default rotary positions", rope.dotted(other)),
-                "use a model without it",
-            ));
-        }
-        if let Some(inner) = rope.positive("rope_theta")? {
-            match theta {
-                Some(outer) if outer != inner => {
-                    return Err(rope.error(
-                        "rope_theta",
-                        format!("is {inner}, but elsewhere in the file it is {outer}"),
-                        "keep the one that the model was trained with",
-                    ));
-                }
-                _ => theta = Some(inner),
-            }
-        }
-    }
-    Ok(theta.unwrap_or(DEFAULT_ROPE_THETA))
 }
 
 #[cfg(test)]

@@ -83,6 +83,7 @@ impl Attention {
             rope_theta: 5e5,
             pairing: Pairing::HalfSplit,
             weights: 0,
+            unrotated_layers: &[],
         };
         crate::random::plan(model, config)
     }

@@ -1,13 +1,16 @@
 //! Angles of the rotary position embedding.
 
+use crate::config::RopeConfig;
 use burn::tensor::{Device, Tensor, TensorData};
-use fasa_core::rope::{angles, inverse_frequency};
+use fasa_core::rope::angles;
 
 /// Frequencies of the rotary embedding. Cosines and sines are computed where they are needed: a table for all positions of
 /// a long-context model would be larger than the sketch.
 #[derive(Debug, Clone)]
 pub struct Rope {
     inverse_frequencies: Vec<f64>,
+    /// Cosines and sines are multiplied by this.
+    factor: f32,
 }
 
 /// Cosines and sines of `len` positions, `[len, 1, rotary_dim / 2]` each.
@@ -18,9 +21,15 @@ pub struct Angles {
 }
 
 impl Rope {
-    /// Default rotary embedding: frequencies `theta^(-2i/head_dim)`.
-    pub fn new(theta: f64, head_dim: usize) -> Self {
-        Self { inverse_frequencies: (0..head_dim / 2).map(|i| inverse_frequency(theta, head_dim, i)).collect() }
+    /// The rotary embedding of a configuration.
+    pub fn new(config: &RopeConfig) -> Self {
+        Self { inverse_frequencies: config.frequencies(), factor: config.attention_factor as f32 }
+    }
+
+    /// Angles that turn nothing: for layers without rotary positions.
+    pub fn still(&self, len: usize, device: &Device) -> Angles {
+        let shape = [len, 1, self.inverse_frequencies.len()];
+        Angles { cos: Tensor::ones(shape, device), sin: Tensor::zeros(shape, device) }
     }
 
     /// Angles of the positions `from .. from + len`.
@@ -30,6 +39,7 @@ impl Rope {
         for (i, (cos, sin)) in cos.chunks_exact_mut(pairs).zip(sin.chunks_exact_mut(pairs)).enumerate() {
             // The lengths fit by construction, which is the only thing that could fail.
             let _ = angles(from + i, &self.inverse_frequencies, cos, sin);
+            cos.iter_mut().chain(sin).for_each(|x| *x *= self.factor);
         }
         let tensor = |data| Tensor::from_data(TensorData::new(data, [len, 1, pairs]), device);
         Angles { cos: tensor(cos), sin: tensor(sin) }

@@ -116,6 +116,7 @@ fn the_documented_layout_is_what_is_written_and_read() {
         rope_theta: 10_000.0,
         pairing: Pairing::HalfSplit,
         weights: u64::MAX,
+        unrotated_layers: &[],
     };
     let provenance = Provenance {
         model,
@@ -291,7 +292,7 @@ fn headers() {
     };
     let error = |bytes: &[u8]| ProfileView::parse(bytes).expect_err("hostile");
     assert_eq!(error(&with(0, b"f")), ProfileError::NotAProfile);
-    assert_eq!(error(&with(8, &[2, 0])), ProfileError::Version { found: 2 });
+    assert_eq!(error(&with(8, &[3, 0])), ProfileError::Version { found: 3 });
     assert_eq!(error(&with(16, &[0; 4])), ProfileError::Checksum);
     for length in [0, 1, 0x7fff_ffff, u32::MAX] {
         let want = 20 + u64::from(length);
@@ -312,4 +313,38 @@ fn corpus() {
         files += 1;
     }
     assert!(files > 0, "{} is empty", folder.display());
+}
+
+/// Format version 2: a layer without rotary positions pairs its dimensions consecutively.
+#[test]
+fn layers_that_do_not_turn_have_their_own_chunks() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/nano/fasa-default.profile");
+    let base = std::fs::read(path).expect("readable");
+    let mut export = ProfileView::parse(&base).expect("sound").export();
+    assert_eq!(export.version, 1);
+    export.version = 2;
+    export.model.unrotated_layers = vec![0, 0, 0, 1, 0, 0];
+    let profile = Profile::from_export(&export).expect("sound");
+    let view = profile.view().expect("sound");
+    assert_eq!((view.version(), view.export()), (2, export.clone()));
+    assert_eq!(view.model().layer_chunks(2).expect("valid").pair(1), (1, 33));
+    assert_eq!(view.model().layer_chunks(3).expect("valid").pair(1), (2, 3));
+    let plan = fasa_core::policy::OwnedPlan::new(&view, fasa_core::FasaConfig::DEFAULT).expect("fits");
+    for (layer, apart) in [(2, 32), (3, 1)] {
+        let head = plan.view().head(layer, 0).expect("there");
+        let (firsts, seconds) = head.channels().split_at(head.chunks());
+        assert!(firsts.iter().zip(seconds).all(|(a, b)| b - a == apart), "layer {layer}");
+    }
+    for (flags, version) in
+        [(vec![0, 1], 2), (vec![0; 6], 2), (vec![0, 0, 2, 0, 0, 0], 2), (vec![1; 6], 1), (vec![], 2)]
+    {
+        export.model.unrotated_layers = flags.clone();
+        export.version = version;
+        let field =
+            if flags.len() == 6 && version == 2 || flags.len() == 2 { "model.unrotated_layers" } else { "version" };
+        match Profile::from_export(&export) {
+            Err(ProfileError::Field { field: found, .. }) => assert_eq!(found, field, "{flags:?}"),
+            other => panic!("{flags:?}: {other:?}"),
+        }
+    }
 }

@@ -316,6 +316,7 @@ mod fasa {
             rope_theta: 1e4,
             pairing: Pairing::HalfSplit,
             weights: 0,
+            unrotated_layers: &[],
         };
         let chunks = model.chunks()?;
         let heads = 6 * head.group;

@@ -57,6 +57,7 @@ impl Decoder {
             rope_theta: self.config.rope_theta,
             pairing: Pairing::HalfSplit,
             weights: self.weights_hash,
+            unrotated_layers: &[],
         }
     }
 

@@ -114,25 +114,38 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn check_token_id(&self, name: &str, value: &Value, vocab_size: usize) -> Result<u32> {
-        match value.as_u64().and_then(|id| u32::try_from(id).ok()) {
-            Some(id) if (id as usize) < vocab_size => Ok(id),
-            _ => Err(self.wrong_type(name, value, &format!("a token id below `vocab_size` {vocab_size}"))),
+    /// A list of 0 and 1, or of false and true.
+    pub(super) fn flags(&self, name: &str) -> Result<Option<Vec<bool>>> {
+        let wrong = |value| self.wrong_type(name, value, "a list of 0 and 1");
+        match self.get(name) {
+            None => Ok(None),
+            Some(value @ Value::Array(list)) => {
+                let flag = |x: &Value| x.as_bool().or(x.as_u64().filter(|n| *n <= 1).map(|n| n == 1));
+                list.iter().map(|x| flag(x).ok_or_else(|| wrong(value))).collect::<Result<_>>().map(Some)
+            }
+            Some(value) => Err(wrong(value)),
         }
     }
 
-    pub(super) fn token_id(&self, name: &str, vocab_size: usize) -> Result<Option<u32>> {
-        self.get(name).map(|value| self.check_token_id(name, value, vocab_size)).transpose()
+    /// An id outside the vocabulary is let through: configurations name ids of vocabularies that were cut since, and the
+    /// decoder refuses them where they are used.
+    fn check_token_id(&self, name: &str, value: &Value) -> Result<u32> {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| self.wrong_type(name, value, "a token id"))
+    }
+
+    pub(super) fn token_id(&self, name: &str) -> Result<Option<u32>> {
+        self.get(name).map(|value| self.check_token_id(name, value)).transpose()
     }
 
     /// One id or a list of ids, as a sorted list without repeats.
-    pub(super) fn token_ids(&self, name: &str, vocab_size: usize) -> Result<Vec<u32>> {
+    pub(super) fn token_ids(&self, name: &str) -> Result<Vec<u32>> {
         let mut ids = match self.get(name) {
             None => Vec::new(),
             Some(Value::Array(list)) => {
-                list.iter().map(|value| self.check_token_id(name, value, vocab_size)).collect::<Result<_>>()?
+                list.iter().map(|value| self.check_token_id(name, value)).collect::<Result<_>>()?
             }
-            Some(value) => vec![self.check_token_id(name, value, vocab_size)?],
+            Some(value) => vec![self.check_token_id(name, value)?],
         };
         ids.sort_unstable();
         ids.dedup();

@@ -33,7 +33,18 @@ fn nano_reads_as_written() {
         num_key_value_heads: 2,
         head_dim: 64,
         rms_norm_eps: 1e-5,
-        rope_theta: 500_000.0,
+        model_type: "llama",
+        rope: RopeConfig {
+            theta: 500_000.0,
+            rotary_dim: 64,
+            scaling: RopeScaling::Default,
+            attention_factor: 1.0,
+            bfloat16: false,
+        },
+        unrotated_layers: vec![],
+        qkv_bias: false,
+        qk_norm: false,
+        fused_projections: false,
         max_position_embeddings: 8192,
         tie_word_embeddings: true,
         bos_token_id: Some(0),
@@ -53,7 +64,7 @@ fn absent_fields_take_the_defaults_of_transformers() {
     .unwrap();
     assert_eq!(config.num_key_value_heads, 4);
     assert_eq!(config.head_dim, 64);
-    assert_eq!(config.rope_theta, 10_000.0);
+    assert_eq!(config.rope.theta, 10_000.0);
     assert!(!config.tie_word_embeddings);
     assert_eq!(config.bos_token_id, None);
     assert!(config.eos_token_ids.is_empty());
@@ -82,14 +93,17 @@ fn both_rope_spellings() {
         (json!({"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 1.0}}), 500_000.0),
     ];
     for (changes, theta) in cases {
-        assert_eq!(with(changes.clone()).unwrap().rope_theta, theta, "{changes}");
+        assert_eq!(with(changes.clone()).unwrap().rope.theta, theta, "{changes}");
     }
 }
 
 #[test]
 fn what_is_not_implemented_is_refused_by_name() {
     let cases = [
-        (json!({"model_type": "qwen3"}), "`model_type` \"qwen3\""),
+        (json!({"model_type": "mamba"}), "`model_type` \"mamba\""),
+        (json!({"model_type": "qwen3"}), "`architectures` LlamaForCausalLM"),
+        (json!({"use_sliding_window": true}), "`use_sliding_window`"),
+        (json!({"layer_types": ["sliding_attention"]}), "`layer_types` \"sliding_attention\""),
         (json!({"architectures": ["LlamaModel"]}), "`architectures` LlamaModel"),
         (json!({"model_type": null, "architectures": ["MistralForCausalLM"]}), "MistralForCausalLM"),
         (json!({"attention_bias": true}), "`attention_bias`"),
@@ -97,16 +111,12 @@ fn what_is_not_implemented_is_refused_by_name() {
         (json!({"hidden_act": "gelu"}), "`hidden_act` \"gelu\""),
         (json!({"pretraining_tp": 2}), "`pretraining_tp` 2"),
         (json!({"quantization_config": {"quant_method": "gptq"}}), "`quantization_config`"),
-        (json!({"partial_rotary_factor": 0.5}), "`partial_rotary_factor` 0.5"),
-        (json!({"rope_scaling": {"type": "linear", "factor": 2.0}}), "`rope_scaling.type` \"linear\""),
+        (json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}}), "`rope_scaling.type` \"dynamic\""),
         (
-            json!({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}),
-            "`rope_parameters.rope_type` \"llama3\"",
+            json!({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}),
+            "`rope_parameters.rope_type` \"longrope\"",
         ),
-        (
-            json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}),
-            "`rope_parameters.partial_rotary_factor` 0.25",
-        ),
+        (json!({"rope_parameters": {"rope_type": "default", "factor": 2.0}}), "`rope_parameters.factor`"),
         (json!({"rope_scaling": {"type": "default", "mrope_section": [16, 24, 24]}}), "`rope_scaling.mrope_section`"),
     ];
     for (changes, named) in cases {
@@ -116,7 +126,7 @@ fn what_is_not_implemented_is_refused_by_name() {
         assert!(message.contains(named), "{changes}: {message}");
         assert!(message.contains("m/config.json"), "{message}");
     }
-    let message = with(json!({"model_type": "qwen3"})).unwrap_err().to_string();
+    let message = with(json!({"model_type": "mamba"})).unwrap_err().to_string();
     assert!(message.contains("LlamaForCausalLM"), "{message}");
 }
 
@@ -150,11 +160,19 @@ fn wrong_fields_are_named() {
             "rope_parameters.rope_theta",
         ),
         (json!({"rope_parameters": []}), "rope_parameters"),
+        (json!({"partial_rotary_factor": 0.001}), "partial_rotary_factor"),
+        (json!({"partial_rotary_factor": 1.5}), "partial_rotary_factor"),
+        (json!({"rope_scaling": {"type": "linear"}}), "rope_scaling.factor"),
+        (json!({"rope_scaling": {"type": "yarn", "factor": 2.0}}), "rope_scaling.original_max_position_embeddings"),
+        (
+            json!({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}}),
+            "rope_scaling",
+        ),
         (json!({"rope_scaling": {"type": 3}}), "rope_scaling.type"),
         (json!({"max_position_embeddings": null}), "max_position_embeddings"),
         (json!({"tie_word_embeddings": 1}), "tie_word_embeddings"),
         (json!({"attention_bias": "no"}), "attention_bias"),
-        (json!({"bos_token_id": 4096}), "bos_token_id"),
+        (json!({"bos_token_id": -1}), "bos_token_id"),
         (json!({"bos_token_id": [0]}), "bos_token_id"),
         (json!({"eos_token_id": -1}), "eos_token_id"),
         (json!({"eos_token_id": [0, "x"]}), "eos_token_id"),

@@ -1,9 +1,9 @@
 //! From a checkpoint to a decoder.
 
-use super::layer::{Layer, NormLinear, RmsNorm};
+use super::layer::{Layer, NormLinear, QkNorm, RmsNorm};
 use super::{Decoder, Rope};
 use crate::checkpoint::Checkpoint;
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, RopeScaling};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use burn::tensor::{Device, Tensor, TensorCreationOptions, TensorData};
@@ -48,20 +48,46 @@ impl Decoder {
             let [gate, up, down] = ["gate", "up", "down"].map(|p| name(&format!("mlp.{p}_proj")));
             if i == 0 || i == last {
                 // The fingerprint is that of the checkpoint, whatever the weights are kept as.
-                hash = hash.with(checkpoint.tensor_f32(&k, &[kv, hidden])?);
+                hash = match config.fused_projections {
+                    true => {
+                        let all = checkpoint.tensor_f32(&name("self_attn.qkv_proj"), &[query + 2 * kv, hidden])?;
+                        hash.with(all[query * hidden..(query + kv) * hidden].iter().copied())
+                    }
+                    false => hash.with(checkpoint.tensor_f32(&k, &[kv, hidden])?),
+                };
             }
+            let (fused_qkv, fused_gate_up) = (name("self_attn.qkv_proj"), name("mlp.gate_up_proj"));
+            let (qkv, gate_up) = match config.fused_projections {
+                true => (vec![(&fused_qkv, query + 2 * kv)], vec![(&fused_gate_up, 2 * inner)]),
+                false => (vec![(&q, query), (&k, kv), (&v, kv)], vec![(&gate, inner), (&up, inner)]),
+            };
+            let bias = |part: &str| format!("model.layers.{i}.self_attn.{part}_proj.bias");
             layers.push(Layer {
+                turns: config.unrotated_layers.get(i).is_none_or(|flag| *flag == 0),
+                qk_norm: match config.qk_norm {
+                    true => Some(source.qk_norm([&name("self_attn.q_norm"), &name("self_attn.k_norm")], &config)?),
+                    false => None,
+                },
                 qkv_proj: NormLinear {
                     norm: norm(&name("input_layernorm"))?.0,
-                    weight: source.weight(&[(&q, query), (&k, kv), (&v, kv)], hidden)?,
+                    weight: source.weight(&qkv, hidden)?,
+                    bias: match config.qkv_bias {
+                        true => Some(source.bias(&[(bias("q"), query), (bias("k"), kv), (bias("v"), kv)])?),
+                        false => None,
+                    },
                 },
                 o_proj: source.weight(&[(&o, hidden)], query)?,
                 gate_up_proj: NormLinear {
                     norm: norm(&name("post_attention_layernorm"))?.0,
-                    weight: source.weight(&[(&gate, inner), (&up, inner)], hidden)?,
+                    weight: source.weight(&gate_up, hidden)?,
+                    bias: None,
                 },
                 down_proj: source.weight(&[(&down, hidden)], inner)?,
             });
+        }
+        if config.rope.scaling != RopeScaling::Default {
+            hash = hash
+                .with(config.rope.frequencies().into_iter().chain([config.rope.attention_factor]).map(|x| x as f32));
         }
         let head = match config.tie_word_embeddings {
             true => embed_tokens.clone(),
@@ -70,13 +96,13 @@ impl Decoder {
         progress(config.num_hidden_layers, config.num_hidden_layers);
         refuse_unknown(checkpoint, config.tie_word_embeddings)?;
         Ok(Self {
-            rope: Rope::new(config.rope_theta, config.head_dim),
+            rope: Rope::new(&config.rope),
             config,
             device: device.clone(),
             dtype,
             embed_tokens,
             layers,
-            lm_head: NormLinear { norm: last_norm, weight: head },
+            lm_head: NormLinear { norm: last_norm, weight: head, bias: None },
             weights_hash: hash.finish(),
         })
     }
@@ -91,7 +117,7 @@ struct Source<'a> {
 
 impl Source<'_> {
     /// Tensors one below the other, each given by its name and its outputs: `[sum of outputs, inputs]`.
-    fn weight(&self, parts: &[(&str, usize)], inputs: usize) -> Result<Tensor<2>> {
+    fn weight<S: AsRef<str>>(&self, parts: &[(S, usize)], inputs: usize) -> Result<Tensor<2>> {
         let shape = [parts.iter().map(|(_, outputs)| outputs).sum(), inputs];
         let data = match self.dtype {
             Dtype::F32 => TensorData::new(stacked(parts, inputs, |n, s| self.checkpoint.tensor_f32(n, s))?, shape),
@@ -99,6 +125,25 @@ impl Source<'_> {
         };
         let options = TensorCreationOptions::new(self.device.clone()).with_dtype(self.dtype.float().into());
         Ok(Tensor::from_data(data, options))
+    }
+
+    /// Biases one behind the other: `[1, sum of outputs]`, f32.
+    fn bias(&self, parts: &[(String, usize)]) -> Result<Tensor<2>> {
+        let mut all = Vec::new();
+        for (name, outputs) in parts {
+            all.extend(self.checkpoint.tensor_f32(name, &[*outputs])?);
+        }
+        let shape = [1, all.len()];
+        Ok(Tensor::from_data(TensorData::new(all, shape), self.device))
+    }
+
+    /// The norms of a layer's queries and keys, named in this order.
+    fn qk_norm(&self, [q, k]: [&str; 2], config: &ModelConfig) -> Result<QkNorm> {
+        let (dim, heads) = (config.head_dim, config.num_attention_heads + config.num_key_value_heads);
+        let mut all = self.checkpoint.tensor_f32(q, &[dim])?.repeat(config.num_attention_heads);
+        all.extend(self.checkpoint.tensor_f32(k, &[dim])?.repeat(config.num_key_value_heads));
+        let weight = Tensor::from_data(TensorData::new(all, [1, heads, dim]), self.device);
+        Ok(QkNorm { weight, eps: config.rms_norm_eps })
     }
 
     /// A norm, and its weight on the host.
@@ -110,12 +155,12 @@ impl Source<'_> {
 }
 
 /// The numbers of tensors, one after the other.
-fn stacked<T>(
-    parts: &[(&str, usize)],
+fn stacked<T, S: AsRef<str>>(
+    parts: &[(S, usize)],
     inputs: usize,
     read: impl Fn(&str, &[usize]) -> Result<Vec<T>>,
 ) -> Result<Vec<T>> {
-    let mut parts = parts.iter().map(|(name, outputs)| read(name, &[*outputs, inputs]));
+    let mut parts = parts.iter().map(|(name, outputs)| read(name.as_ref(), &[*outputs, inputs]));
     let mut all = parts.next().unwrap_or_else(|| Ok(Vec::new()))?;
     parts.try_for_each(|part| part.map(|part| all.extend(part)))?;
     Ok(all)

@@ -92,17 +92,18 @@ impl Decoder {
     }
 
     /// What names this model in a profile.
-    pub fn fingerprint(&self) -> Model<'static> {
+    pub fn fingerprint(&self) -> Model<'_> {
         Model {
-            architecture: "llama",
+            architecture: self.config.model_type,
             layers: self.config.num_hidden_layers as u32,
             query_heads: self.config.num_attention_heads as u32,
             kv_heads: self.config.num_key_value_heads as u32,
             head_dim: self.config.head_dim as u32,
-            rotary_dim: self.config.head_dim as u32,
-            rope_theta: self.config.rope_theta,
+            rotary_dim: self.config.rope.rotary_dim as u32,
+            rope_theta: self.config.rope.theta,
             pairing: Pairing::HalfSplit,
             weights: self.weights_hash,
+            unrotated_layers: &self.config.unrotated_layers,
         }
     }
 
@@ -191,8 +192,10 @@ impl Decoder {
         let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [tokens.len()]), &self.device);
         let mut x = self.embed_tokens.clone().select(0, ids).cast(DType::F32);
         let angles = self.rope.angles(position, tokens.len(), &self.device);
+        let still = self.rope.still(tokens.len(), &self.device);
         for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(x, index, &angles, cache, method, watch)?;
+            let angles = if layer.turns { &angles } else { &still };
+            x = layer.forward(x, index, angles, cache, method, watch)?;
         }
         cache.advance(tokens.len());
         Ok(x)

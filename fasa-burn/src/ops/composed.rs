@@ -76,14 +76,19 @@ pub fn append<B: Backend>(
     (narrow::<B>(rotated, 1, 0, query_heads), k, v)
 }
 
-/// Turns `x` `[new, heads, d]` in the half-split layout of Hugging Face checkpoints: dimension i turns with i + d / 2.
+/// Turns `x` `[new, heads, d]` in the half-split layout of Hugging Face checkpoints: dimension i turns with i + r / 2 for
+/// the first r of them, which `cos` and `sin` `[new, 1, r / 2]` are for; the others stay.
 fn rotate<B: Backend>(x: FloatTensor<B>, cos: FloatTensor<B>, sin: FloatTensor<B>) -> FloatTensor<B> {
-    let half = x.shape()[2] / 2;
-    let (first, second) = (narrow::<B>(x.clone(), 2, 0, half), narrow::<B>(x, 2, half, half));
+    let (dim, half) = (x.shape()[2], cos.shape()[2]);
+    let (first, second) = (narrow::<B>(x.clone(), 2, 0, half), narrow::<B>(x.clone(), 2, half, half));
     let product = |x: &FloatTensor<B>, y: &FloatTensor<B>| B::float_mul(x.clone(), y.clone());
     let turned_first = B::float_sub(product(&first, &cos), product(&second, &sin));
     let turned_second = B::float_add(product(&second, &cos), product(&first, &sin));
-    B::float_cat(vec![turned_first, turned_second], 2)
+    let mut parts = vec![turned_first, turned_second];
+    if dim > 2 * half {
+        parts.push(narrow::<B>(x, 2, 2 * half, dim - 2 * half));
+    }
+    B::float_cat(parts, 2)
 }
 
 /// `len` indices of a dimension from `from` on.

@@ -61,11 +61,11 @@ pub(super) fn append<E: Number>(
     [cos, sin]: [&[f32]; 2],
     [keys, values]: [&mut [E]; 2],
     [kv_heads, capacity, dim]: [usize; 3],
-    position: usize,
+    [new, position]: [usize; 2],
 ) -> Vec<f32> {
-    let half = dim / 2;
-    let new = cos.len() / half;
     let per_token = qkv.len() / new;
+    // With partial rotary positions, less than half of a head.
+    let half = cos.len() / new;
     let (query_numbers, kv_numbers) = (per_token - 2 * kv_heads * dim, kv_heads * dim);
     let mut queries = Vec::with_capacity(new * query_numbers);
     let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
@@ -86,12 +86,13 @@ pub(super) fn append<E: Number>(
     queries
 }
 
-/// A head's numbers turned by its position, in the half-split layout.
+/// A head's numbers turned by its position, in the half-split layout; those behind the rotary ones stay.
 fn rotated<'a>(x: &'a [f32], cos: &'a [f32], sin: &'a [f32]) -> impl Iterator<Item = f32> + 'a {
-    let (first, second) = x.split_at(cos.len());
+    let (turning, still) = x.split_at(2 * cos.len());
+    let (first, second) = turning.split_at(cos.len());
     let pairs = move || first.iter().zip(second).zip(cos.iter().zip(sin));
     let turned_first = pairs().map(|((a, b), (cos, sin))| a * cos - b * sin);
-    turned_first.chain(pairs().map(|((a, b), (cos, sin))| b * cos + a * sin))
+    turned_first.chain(pairs().map(|((a, b), (cos, sin))| b * cos + a * sin)).chain(still.iter().copied())
 }
 
 /// Writes codes and row scales of the step's rows: `codes` `[heads, capacity, row_bytes]`, `scales` alike.

@@ -132,11 +132,11 @@ impl FasaOps for Flex {
         let queries = match k.dtype() {
             DType::F16 => {
                 let rows: [&mut [f16]; 2] = [slice_mut(&mut k), slice_mut(&mut v)];
-                cpu::append(numbers, angles, rows, shape, position)
+                cpu::append(numbers, angles, rows, shape, [new, position])
             }
             _ => {
                 let rows: [&mut [f32]; 2] = [slice_mut(&mut k), slice_mut(&mut v)];
-                cpu::append(numbers, angles, rows, shape, position)
+                cpu::append(numbers, angles, rows, shape, [new, position])
             }
         };
         let heads = queries.len() / new / shape[2];

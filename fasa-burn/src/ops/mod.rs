@@ -64,7 +64,7 @@ pub trait FasaOps: Backend {
 
     /// Turns queries and keys of new tokens by their positions and writes keys and values into the cache, in place where
     /// the backend can, from row `position` on. `qkv` is `[new, (Hq + 2 Hkv) * d]`: the query heads, then the key heads,
-    /// then the value heads; `cos` and `sin` `[new, 1, d / 2]`; `k` and `v` `[Hkv, capacity, d]`. Returns the queries,
+    /// then the value heads; `cos` and `sin` `[new, 1, r / 2]` for the r dimensions that turn; `k` and `v` `[Hkv, capacity, d]`. Returns the queries,
     /// `[new, Hq, d]`, and the cache.
     fn append(
         qkv: FloatTensor<Self>,

@@ -8,7 +8,7 @@ use fasa_burn::Dtype;
 use fasa_burn::checkpoint::Checkpoint;
 use fasa_burn::config::ModelConfig;
 use fasa_core::FasaConfig;
-use fasa_core::profile::{ProfileView, VERSION};
+use fasa_core::profile::ProfileView;
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -89,7 +89,7 @@ fn model(args: &Args, config: &ModelConfig, checkpoint: &Checkpoint) -> Result<(
         num_attention_heads: config.num_attention_heads,
         num_key_value_heads: config.num_key_value_heads,
         head_dim: config.head_dim,
-        rope_theta: config.rope_theta,
+        rope_theta: config.rope.theta,
         max_position_embeddings: config.max_position_embeddings,
         tie_word_embeddings: config.tie_word_embeddings,
         tensors,
@@ -134,7 +134,13 @@ fn profile(args: &Args, view: &ProfileView<'_>, bytes: usize) -> Result<()> {
     }
     let model = view.model();
     let mut out = String::new();
-    writeln!(out, "profile       {} (format {VERSION}, {})", args.path.display(), report::bytes(bytes as u64))?;
+    writeln!(
+        out,
+        "profile       {} (format {}, {})",
+        args.path.display(),
+        view.version(),
+        report::bytes(bytes as u64)
+    )?;
     writeln!(
         out,
         "model         {}, {} layers, {} query and {} key-value heads of {} dimensions, weights {:016x}",

@@ -63,6 +63,7 @@ impl<'a> Plan<'a> {
         let count = config.chunks.of(layout.len())?;
         let mut set = [0; MAX_HEAD_DIM / 2];
         for layer in 0..model.layers as usize {
+            let layout = model.layer_chunks(layer)?;
             for row in 0..rows {
                 let at = (layer * rows + row) * 2 * count..(layer * rows + row + 1) * 2 * count;
                 let chosen = dominant(profile.ranking(layer, row), count, &mut set)?;

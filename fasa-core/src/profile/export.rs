@@ -18,7 +18,7 @@ use alloc::vec::Vec;
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct Export {
-    /// The version of the profile format, [`VERSION`].
+    /// The version of the profile format, at most [`VERSION`].
     pub version: u16,
     /// The model it was calibrated for.
     pub model: ExportedModel,
@@ -65,6 +65,9 @@ pub struct ExportedModel {
     /// See [`Model::weights`]. Written as 16 hexadecimal digits: many readers know no whole numbers beyond 2^53.
     #[cfg_attr(feature = "serde", serde(with = "super::spelling::hash"))]
     pub weights: u64,
+    /// See [`Model::unrotated_layers`]; empty in version 1.
+    #[cfg_attr(feature = "serde", serde(deserialize_with = "super::spelling::list"))]
+    pub unrotated_layers: Vec<u8>,
 }
 
 /// The chunks of one head.
@@ -115,6 +118,7 @@ impl ExportedModel {
             rope_theta: model.rope_theta,
             pairing: model.pairing,
             weights: model.weights,
+            unrotated_layers: model.unrotated_layers.to_vec(),
         }
     }
 
@@ -130,6 +134,7 @@ impl ExportedModel {
             rope_theta: self.rope_theta,
             pairing: self.pairing,
             weights: self.weights,
+            unrotated_layers: &self.unrotated_layers,
         }
     }
 }
@@ -140,7 +145,7 @@ impl ProfileView<'_> {
         let model = self.model();
         let channels = model.head_dim as usize;
         Export {
-            version: VERSION,
+            version: self.version(),
             model: ExportedModel::new(model),
             criterion: self.criterion(),
             agreement_k: self.agreement_k(),
@@ -175,10 +180,13 @@ impl Profile {
     /// is checked that [`ProfileView::parse`] checks, and that each head is there once, in order.
     pub fn from_export(export: &Export) -> Result<Self, ProfileError> {
         let problem = |field, problem| Err(ProfileError::Field { field, problem });
-        if export.version != VERSION {
+        if export.version == 0 || export.version > VERSION {
             return Err(ProfileError::Version { found: export.version });
         }
         let model = export.model.as_model();
+        if export.version != model.version() {
+            return problem("version", "it is 2 where `unrotated_layers` says something, else 1");
+        }
         let chunks = model.check()?;
         let (query_heads, kv_heads) = (model.query_heads as usize, model.kv_heads as usize);
         // No product of the model's numbers is formed: both sides end with the elements that are there.

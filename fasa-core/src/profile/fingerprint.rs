@@ -25,15 +25,31 @@ pub struct Model<'a> {
     pub pairing: Pairing,
     /// See [`WeightsHash`].
     pub weights: u64,
+    /// One byte per layer, 1 where the layer has no rotary positions; empty if every layer has.
+    pub unrotated_layers: &'a [u8],
 }
 
 impl Model<'_> {
-    /// The chunks of this model's heads.
+    /// The chunks of this model's heads, in layers with rotary positions.
     ///
     /// # Errors
     /// [`crate::Error::Range`] if the head dimensions make no sense.
     pub fn chunks(&self) -> Result<Chunks> {
         Chunks::new(self.head_dim as usize, self.rotary_dim as usize, self.pairing)
+    }
+
+    /// The chunks of the heads of one layer: without rotary positions, consecutive pairs.
+    ///
+    /// # Errors
+    /// As [`chunks`](Self::chunks).
+    pub fn layer_chunks(&self, layer: usize) -> Result<Chunks> {
+        let rotary_dim = if self.turns(layer) { self.rotary_dim } else { 0 };
+        Chunks::new(self.head_dim as usize, rotary_dim as usize, self.pairing)
+    }
+
+    /// Whether `layer` has rotary positions.
+    pub fn turns(&self, layer: usize) -> bool {
+        self.unrotated_layers.get(layer).is_none_or(|flag| *flag == 0)
     }
 
     /// The chunks, if a profile can belong to such a model.
@@ -47,6 +63,15 @@ impl Model<'_> {
         }
         if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
             return problem("model.rope_theta", "it is a positive number");
+        }
+        // One spelling of a model only: no list where every layer turns.
+        let flags = self.unrotated_layers;
+        let sound = flags.len() == self.layers as usize && flags.iter().all(|flag| *flag <= 1) && flags.contains(&1);
+        if !(flags.is_empty() || sound) {
+            return problem(
+                "model.unrotated_layers",
+                "it has a 0 or 1 for each layer, or nothing where all layers turn",
+            );
         }
         match self.chunks() {
             Ok(chunks) => Ok(chunks),
@@ -74,6 +99,7 @@ impl Model<'_> {
             ("rotary_dim", self.rotary_dim != other.rotary_dim),
             ("rope_theta", self.rope_theta != other.rope_theta),
             ("pairing", pairing(self.pairing) != pairing(other.pairing)),
+            ("unrotated_layers", self.unrotated_layers != other.unrotated_layers),
             ("weights", self.weights != other.weights),
         ];
         match differs.into_iter().find(|(_, differs)| *differs) {

@@ -7,7 +7,7 @@
 //! | offset | bytes | content |
 //! |---|---|---|
 //! | 0 | 8 | magic `FASAPROF` |
-//! | 8 | 2 | format version, little-endian, 1 |
+//! | 8 | 2 | format version, little-endian: 1, or 2 for models with layers that do not turn |
 //! | 10 | 2 | reserved, 0 |
 //! | 12 | 4 | body length, little-endian |
 //! | 16 | 4 | CRC-32 (IEEE) of the body, little-endian |
@@ -34,8 +34,8 @@ use crate::config::Scope;
 use crate::criterion::CriterionKind;
 
 const MAGIC: [u8; 8] = *b"FASAPROF";
-/// The format version that this crate writes and reads.
-pub const VERSION: u16 = 1;
+/// The newest format version. This crate reads all up to it, and writes the oldest that holds what there is to say.
+pub const VERSION: u16 = 2;
 const HEADER: usize = 20;
 
 /// Why bytes are not a profile, or not one for this model.
@@ -46,7 +46,7 @@ pub enum ProfileError {
     #[error("this is not a FASA profile (it does not start with FASAPROF)")]
     NotAProfile,
     /// Another format version.
-    #[error("the profile has format version {found}, this build reads {VERSION}; calibrate again")]
+    #[error("the profile has format version {found}, this build reads 1 to {VERSION}; calibrate again")]
     Version {
         /// Version in the file.
         found: u16,
@@ -101,6 +101,13 @@ struct Body<'a> {
     key_scale: &'a [u8],
     /// `[layers, kv_heads, head_dim]` f32: static channel centre of the keys.
     key_centre: &'a [u8],
+}
+
+impl Model<'_> {
+    /// The oldest format version that can say everything about this model.
+    fn version(&self) -> u16 {
+        if self.unrotated_layers.is_empty() { 1 } else { 2 }
+    }
 }
 
 /// CRC-32 of the body.

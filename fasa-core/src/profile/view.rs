@@ -25,7 +25,7 @@ impl<'a> ProfileView<'a> {
             return Err(ProfileError::NotAProfile);
         }
         let (_, _, version, length, crc) = (next()?, next()?, next()?, next()?, next()?);
-        if version != u32::from(VERSION) {
+        if version == 0 || version > u32::from(VERSION) {
             return Err(ProfileError::Version { found: version as u16 });
         }
         if u64::from(length) != encoded.len() as u64 {
@@ -34,7 +34,7 @@ impl<'a> ProfileView<'a> {
         if checksum(encoded) != crc {
             return Err(ProfileError::Checksum);
         }
-        let body = wire::read(encoded)?;
+        let body = wire::read(encoded, version as u16)?;
         let view = Self { body, rows: body.scope.rows(body.model.query_heads as usize, body.model.kv_heads as usize) };
         view.check()?;
         Ok(view)
@@ -77,6 +77,11 @@ impl<'a> ProfileView<'a> {
             return field("key_centre", "centres are finite");
         }
         Ok(())
+    }
+
+    /// The format version of the file.
+    pub fn version(&self) -> u16 {
+        self.body.model.version()
     }
 
     /// The model it was calibrated for.

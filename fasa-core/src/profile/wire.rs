@@ -31,6 +31,14 @@ struct Wire<'a> {
     key_centre: &'a [u8],
 }
 
+/// A body of version 2: that of version 1, and what it cannot say.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Wire2<'a> {
+    #[serde(borrow)]
+    first: Wire<'a>,
+    unrotated_layers: &'a [u8],
+}
+
 const PAIRINGS: [Pairing; 3] = [Pairing::HalfSplit, Pairing::Interleaved, Pairing::Neighbours];
 const CRITERIA: [CriterionKind; 3] = [CriterionKind::Agreement, CriterionKind::Margin, CriterionKind::Greedy];
 const SCOPES: [Scope; 2] = [Scope::KvHead, Scope::QueryHead];
@@ -41,9 +49,20 @@ fn named<T: Copy>(table: &[T], code: u32, field: &'static str) -> Result<T, Prof
     table.get(code as usize).copied().ok_or(ProfileError::Field { field, problem })
 }
 
-/// Reads a body that fills `bytes` to the last. Borrows, allocates nothing.
-pub(super) fn read(bytes: &[u8]) -> Result<Body<'_>, ProfileError> {
-    let (wire, rest) = postcard::take_from_bytes::<Wire<'_>>(bytes).map_err(|_| ProfileError::Body)?;
+/// Reads a body of format `version` that fills `bytes` to the last. Borrows, allocates nothing.
+pub(super) fn read(bytes: &[u8], version: u16) -> Result<Body<'_>, ProfileError> {
+    let damaged = |_| ProfileError::Body;
+    let (Wire2 { first: wire, unrotated_layers }, rest) = match version {
+        1 => {
+            let (first, rest) = postcard::take_from_bytes::<Wire<'_>>(bytes).map_err(damaged)?;
+            (Wire2 { first, unrotated_layers: &[] }, rest)
+        }
+        _ => postcard::take_from_bytes::<Wire2<'_>>(bytes).map_err(damaged)?,
+    };
+    // One file for one profile: what version 1 can say is said in version 1.
+    if version != 1 && unrotated_layers.is_empty() {
+        return Err(ProfileError::Body);
+    }
     if !rest.is_empty() {
         return Err(ProfileError::Body);
     }
@@ -58,6 +77,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Body<'_>, ProfileError> {
             rope_theta: wire.rope_theta,
             pairing: named(&PAIRINGS, wire.pairing, "model.pairing")?,
             weights: wire.weights,
+            unrotated_layers,
         },
         criterion: named(&CRITERIA, wire.criterion, "criterion")?,
         agreement_k: wire.agreement_k,
@@ -106,7 +126,11 @@ pub(super) fn write(body: &Body<'_>) -> Result<alloc::vec::Vec<u8>, ProfileError
         key_scale: body.key_scale,
         key_centre: body.key_centre,
     };
-    postcard::to_allocvec(&wire).map_err(|_| ProfileError::Field { field: "profile", problem: "it cannot be encoded" })
+    let encoded = match model.unrotated_layers {
+        [] => postcard::to_allocvec(&wire),
+        unrotated_layers => postcard::to_allocvec(&Wire2 { first: wire, unrotated_layers }),
+    };
+    encoded.map_err(|_| ProfileError::Field { field: "profile", problem: "it cannot be encoded" })
 }
 
 #[cfg(all(test, feature = "alloc"))]
@@ -125,6 +149,7 @@ mod tests {
             rope_theta: 0.5,
             pairing: Pairing::HalfSplit,
             weights: u64::MAX,
+            unrotated_layers: &[],
         };
         for pairing in PAIRINGS {
             for criterion in CRITERIA {
@@ -142,9 +167,15 @@ mod tests {
                         key_centre: &[],
                     };
                     let bytes = write(&body).expect("encodes");
-                    assert_eq!(read(&bytes), Ok(body));
-                    assert_eq!(read(&bytes[..bytes.len() - 1]), Err(ProfileError::Body));
-                    assert_eq!(read(&[&bytes[..], &[0]].concat()), Err(ProfileError::Body));
+                    assert_eq!(read(&bytes, 1), Ok(body));
+                    assert_eq!(read(&bytes[..bytes.len() - 1], 1), Err(ProfileError::Body));
+                    assert_eq!(read(&[&bytes[..], &[0]].concat(), 1), Err(ProfileError::Body));
+                    assert_eq!(read(&[&bytes[..], &[0]].concat(), 2), Err(ProfileError::Body), "nothing to say");
+                    let body = Body { model: Model { unrotated_layers: &[0, 1], ..body.model }, ..body };
+                    let bytes = write(&body).expect("encodes");
+                    assert_eq!(read(&bytes, 2), Ok(body));
+                    assert_eq!(read(&bytes, 1), Err(ProfileError::Body));
+                    assert_eq!(read(&bytes[..bytes.len() - 1], 2), Err(ProfileError::Body));
                 }
             }
         }

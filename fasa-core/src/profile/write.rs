@@ -1,6 +1,6 @@
 //! Writing profiles.
 
-use super::{Body, HEADER, MAGIC, Model, ProfileError, ProfileView, VERSION, checksum, wire};
+use super::{Body, HEADER, MAGIC, Model, ProfileError, ProfileView, checksum, wire};
 use crate::config::Scope;
 use crate::criterion::{CriterionKind, Tally, rank};
 use crate::error::{Error, Result, expect_length};
@@ -151,7 +151,7 @@ fn encode(body: &Body<'_>) -> Result<Vec<u8>, ProfileError> {
         .map_err(|_| ProfileError::Field { field: "profile", problem: "a body is at most 4 GiB long" })?;
     let mut bytes = Vec::with_capacity(HEADER + encoded.len());
     bytes.extend_from_slice(&MAGIC);
-    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&body.model.version().to_le_bytes());
     bytes.extend_from_slice(&[0; 2]);
     bytes.extend_from_slice(&length.to_le_bytes());
     bytes.extend_from_slice(&checksum(&encoded).to_le_bytes());
@@ -178,6 +178,7 @@ mod tests {
             rope_theta: 10_000.0,
             pairing: Pairing::HalfSplit,
             weights: 7,
+            unrotated_layers: &[],
         }
     }
 
@@ -228,6 +229,7 @@ mod tests {
             (Model { rope_theta: 10_001.0, ..here }, "rope_theta"),
             (Model { pairing: Pairing::Interleaved, ..here }, "pairing"),
             (Model { weights: 8, ..here }, "weights"),
+            (Model { unrotated_layers: &[0, 1], ..here }, "unrotated_layers"),
         ] {
             assert_eq!(here.matches(&there), Err(ProfileError::OtherModel { field }));
         }

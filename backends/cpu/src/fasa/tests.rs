@@ -53,6 +53,7 @@ impl Layer {
             rope_theta: 1e4,
             pairing: Pairing::HalfSplit,
             weights: 0,
+            unrotated_layers: &[],
         };
         let chunks = model.chunks().expect("valid");
         let mut tally = Tally::new(CriterionKind::Margin, kv_heads * group, dim / 2);
