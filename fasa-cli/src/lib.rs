@@ -5,6 +5,7 @@
 pub mod builtin;
 pub mod calibration_text;
 pub mod commands;
+pub mod eval;
 pub mod interrupt;
 pub mod methods;
 pub mod model;
