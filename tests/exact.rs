@@ -6,12 +6,14 @@ mod fixture;
 mod model;
 
 use fasa_burn::cache::KvCache;
+use fasa_burn::evicting::Evicting;
 use fasa_burn::method::Method;
 use fasa_burn::model::{Decoder, Logits, Observer, Watch, to_host};
 use fasa_burn::ops::Recorder;
+use fasa_burn::trace::{self, Trace};
 use fasa_burn::{Device, Dtype};
 use fasa_core::config::ChunkCount;
-use fasa_core::policy::{Oracle, Ranked};
+use fasa_core::policy::{EvictingPolicy, H2o, Oracle, RKv, Ranked, SnapKv, Streaming, Tova};
 use fasa_core::profile::ProfileView;
 use fasa_core::sketch::Precision;
 use fasa_core::{Budget, FasaConfig, Scope};
@@ -175,4 +177,68 @@ fn a_covering_budget_is_dense_to_the_bit_in(nano: Nano) {
     }
     let (sparse, _) = nano.run(&nano.fasa(FasaConfig::DEFAULT, Budget::Tokens(8)));
     assert_ne!(sparse, dense, "a small budget is something else");
+}
+
+/// A method that evicts, over the prompt that `trace` was taken from.
+fn evicting<P: EvictingPolicy + Clone + Send + 'static>(nano: &Nano, policy: P, scope: Scope, trace: &Trace) -> Method {
+    let config = nano.model.config();
+    let (kv_heads, group) = (config.num_key_value_heads, config.num_key_value_groups());
+    let read = Evicting::read(&policy, scope, kv_heads, group, 1, trace).expect("reads");
+    let within = read.within(BUDGET.tokens(usize::MAX), group, trace).expect("a budget");
+    assert!(read.within(1, group, trace).is_err(), "no room for a row beside the new one");
+    Method::policy(within, BUDGET, 1).expect("a budget")
+}
+
+fn trace_of(nano: &Nano) -> Trace {
+    let mut cache = nano.model.new_cache(nano.prompt.len());
+    let mut queries = trace::Queries::new(nano.model.config().num_hidden_layers, 0);
+    let mut watch = Watch { observer: Some(&mut queries), recorder: None };
+    nano.model.forward_watched(&nano.prompt, &mut cache, &Method::Dense, Logits::None, &mut watch).expect("runs");
+    queries.finish(&cache).expect("on the host")
+}
+
+/// StreamingLLM selects and evicts the same sets: run either way, every number is the same.
+#[test]
+fn evicting_over_a_kept_cache_is_selecting_where_the_sets_are_the_same() {
+    let nano = Nano::load(Dtype::F16);
+    let trace = trace_of(&nano);
+    let selecting = nano.run(&Method::policy(Streaming::default(), BUDGET, 1).expect("a budget"));
+    assert_eq!(nano.run(&evicting(&nano, Streaming::default(), Scope::KvHead, &trace)), selecting);
+}
+
+#[test]
+fn evicted_rows_never_come_back_and_budgets_hold() {
+    let nano = Nano::load(Dtype::F16);
+    let trace = trace_of(&nano);
+    for scope in [Scope::KvHead, Scope::QueryHead] {
+        let methods = [
+            ("snapkv", evicting(&nano, SnapKv::default(), scope, &trace)),
+            ("h2o", evicting(&nano, H2o::default(), scope, &trace)),
+            ("tova", evicting(&nano, Tova::default(), scope, &trace)),
+            ("rkv", evicting(&nano, RKv::default().with_buffer(4), scope, &trace)),
+        ];
+        for (name, method) in methods {
+            let (_, selected) = nano.run(&method);
+            let heads = scope.rows(nano.model.config().num_attention_heads, nano.model.config().num_key_value_heads);
+            let lists = per_head(&selected, heads);
+            let per_step = 5 * heads;
+            assert_eq!(lists.len(), nano.steps.len() * per_step, "{name}");
+            for (at, (_, list)) in lists.iter().enumerate() {
+                let (step, place) = (at / per_step, at % per_step);
+                let now = (nano.prompt.len() + step) as u32;
+                assert_eq!(list.last(), Some(&now), "{name}: the current token is attended to");
+                let most = match name {
+                    "snapkv" => 48 + step,
+                    "rkv" => 48 + 4,
+                    _ => 48,
+                };
+                assert!(list.len() <= most && list.len() >= 48, "{name} {step}: {}", list.len());
+                if step > 0 {
+                    let before = &lists[(step - 1) * per_step + place].1;
+                    let again = |t: &u32| *t == now || before.contains(t);
+                    assert!(list.iter().all(again), "{name}: a dropped row came back at step {step}");
+                }
+            }
+        }
+    }
 }

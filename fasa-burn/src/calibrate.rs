@@ -6,11 +6,11 @@
 use crate::error::{Error, Result};
 use crate::generate::Cancel;
 use crate::method::Method;
-use crate::model::{Decoder, Logits, Observer, PREFILL_CHUNK, Watch, to_host};
-use burn::tensor::Tensor;
-use fasa_core::criterion::{Agreement, CriterionKind, Margin, Observation, Tally};
-use fasa_core::profile::Profile;
-use fasa_core::{Chunks, Rows, Scope};
+use crate::model::{Decoder, Logits, PREFILL_CHUNK, Watch};
+use crate::trace::{LayerTrace, Queries, Trace};
+use fasa_core::criterion::{Agreement, CriterionKind, Greedy, Margin, Observation, RankChunks, Tally, Workspace};
+use fasa_core::profile::{Model, Profile, Provenance};
+use fasa_core::{Chunks, Pairing, Scope};
 use rayon::prelude::*;
 
 /// One calibration text, as token ids.
@@ -35,29 +35,15 @@ impl Sample {
 pub struct Calibration {
     /// The criterion.
     pub criterion: CriterionKind,
-    /// K of the agreement.
+    /// K of the agreement, alone or greedy.
     pub agreement_k: usize,
     /// One ranking per KV head or per query head.
     pub scope: Scope,
+    /// Takes these dimensions as chunks instead of those that the model turns together. The profile then names a model
+    /// with that layout, and [`Decoder::profile`] refuses it: it is for comparisons.
+    pub pairing: Option<Pairing>,
     /// What the samples are, for the profile.
     pub text: String,
-}
-
-/// Keeps the queries of the steps that are judged.
-struct Queries {
-    from: usize,
-    /// Per layer, chunks of `[query_heads, steps, head_dim]` on the device.
-    layers: Vec<Vec<Tensor<3>>>,
-}
-
-impl Observer for Queries {
-    fn queries(&mut self, layer: usize, position: usize, queries: &Tensor<3>) {
-        let new = queries.dims()[1];
-        let skip = self.from.saturating_sub(position).min(new);
-        if skip < new {
-            self.layers[layer].push(queries.clone().narrow(1, skip, new - skip));
-        }
-    }
 }
 
 /// Running mean and mean square of every key channel, `[layers, kv_heads, head_dim]`.
@@ -65,12 +51,6 @@ struct KeyStatistics {
     sums: Vec<f64>,
     squares: Vec<f64>,
     rows: u64,
-}
-
-/// One layer of one sample, on the host.
-struct LayerTrace {
-    queries: Vec<f32>,
-    keys: Vec<f32>,
 }
 
 impl Decoder {
@@ -89,19 +69,27 @@ impl Decoder {
     ) -> Result<Profile> {
         let config = self.config();
         let (layers, heads) = (config.num_hidden_layers, config.num_attention_heads);
-        let model = self.fingerprint();
-        let chunks = model.chunks()?.len();
-        let mut tally = Tally::new(calibration.criterion, layers * heads, chunks);
+        let own = self.fingerprint();
+        let model = Model { pairing: calibration.pairing.unwrap_or(own.pairing), ..own };
+        let chunks = model.chunks()?;
         let channels = layers * config.num_key_value_heads * config.head_dim;
         let mut statistics = KeyStatistics { sums: vec![0.0; channels], squares: vec![0.0; channels], rows: 0 };
         if samples.is_empty() || !samples.iter().all(Sample::is_sound) {
             return Err(Error::request("text", "has no steps to judge", "give a longer calibration text"));
         }
+        // Greedy ranking looks at all steps at once; the others add up, and need one sample at a time.
+        let mut kept = Vec::new();
+        let mut tally = Tally::new(calibration.criterion, layers * heads, chunks.len());
         for (i, sample) in samples.iter().enumerate() {
             progress(i, samples.len());
-            let traces = self.trace(sample, cancel)?;
-            statistics.add(&traces, config.head_dim);
-            let parts: Vec<Tally> = traces
+            let trace = self.trace(sample, cancel)?;
+            statistics.add(trace.layers(), config.head_dim);
+            if calibration.criterion == CriterionKind::Greedy {
+                kept.push(trace);
+                continue;
+            }
+            let parts: Vec<Tally> = trace
+                .layers()
                 .par_iter()
                 .enumerate()
                 .map(|(layer, trace)| {
@@ -115,8 +103,11 @@ impl Decoder {
                 tally.merge(part)?;
             }
         }
-        progress(samples.len(), samples.len());
         let (scale, centre) = statistics.finish();
+        if calibration.criterion == CriterionKind::Greedy {
+            return self.rank_greedily(samples, &kept, calibration, model, [&scale, &centre], cancel);
+        }
+        progress(samples.len(), samples.len());
         let k = if calibration.criterion == CriterionKind::Agreement { calibration.agreement_k as u32 } else { 0 };
         let profile = Profile::new(
             model,
@@ -131,10 +122,63 @@ impl Decoder {
         Ok(profile)
     }
 
+    /// The greedy ranking of every head, chosen by all judged steps of all samples. Half of the chunks are chosen greedily,
+    /// the others follow by their own agreement.
+    fn rank_greedily(
+        &self,
+        samples: &[Sample],
+        traces: &[Trace],
+        calibration: &Calibration,
+        model: Model<'_>,
+        [scale, centre]: [&[f32]; 2],
+        cancel: &Cancel,
+    ) -> Result<Profile> {
+        let config = self.config();
+        let count = model.chunks()?.len();
+        let rows = calibration.scope.rows(config.num_attention_heads, config.num_key_value_heads);
+        let of_row = config.num_attention_heads / rows;
+        let greedy = Greedy::new(calibration.agreement_k)?.with_rounds(count / 2);
+        let rank = |place: usize| -> Result<(Vec<u16>, Vec<f64>)> {
+            let (layer, row) = (place / rows, place % rows);
+            let chunks = model.layer_chunks(layer)?;
+            let mut steps = Vec::new();
+            for (sample, trace) in samples.iter().zip(traces) {
+                for head in row * of_row..(row + 1) * of_row {
+                    let layer = &trace.layers()[layer];
+                    let (queries, keys) = (layer.queries(head)?, layer.keys(head / config.num_key_value_groups())?);
+                    steps.extend(sample.judged.iter().map(|position| Observation {
+                        query: queries.row(position - trace.from()),
+                        keys: keys.first(position + 1),
+                        chunks: &chunks,
+                    }));
+                }
+            }
+            if cancel.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let (scores, entries, positions) = greedy.ranking_workspace_len(&steps);
+            let (mut numbers, mut entries, mut positions) = (vec![0.0; scores], vec![0; entries], vec![0; positions]);
+            let mut workspace = Workspace { scores: &mut numbers, entries: &mut entries, positions: &mut positions };
+            let (mut ranking, mut scores) = (vec![0; count], vec![0.0; count]);
+            greedy.rank_chunks(&steps, &mut workspace, &mut ranking, &mut scores)?;
+            Ok((ranking, scores))
+        };
+        let places = (0..config.num_hidden_layers * rows).into_par_iter().map(rank).collect::<Result<Vec<_>>>()?;
+        let (ranking, scores): (Vec<_>, Vec<_>) = places.into_iter().unzip();
+        let provenance = Provenance {
+            model,
+            criterion: CriterionKind::Greedy,
+            agreement_k: calibration.agreement_k as u32,
+            scope: calibration.scope,
+            steps: samples.iter().map(|s| s.judged.len() as u64).sum(),
+            text: &calibration.text,
+        };
+        Ok(Profile::from_rankings(&provenance, &ranking.concat(), &scores.concat(), scale, centre)?)
+    }
+
     /// Reads a sample and brings the judged queries and all keys of every layer to the host.
-    fn trace(&self, sample: &Sample, cancel: &Cancel) -> Result<Vec<LayerTrace>> {
-        let layers = self.config().num_hidden_layers;
-        let mut queries = Queries { from: sample.judged[0], layers: vec![Vec::new(); layers] };
+    fn trace(&self, sample: &Sample, cancel: &Cancel) -> Result<Trace> {
+        let mut queries = Queries::new(self.config().num_hidden_layers, sample.judged[0]);
         let mut cache = self.new_cache(sample.tokens.len());
         for chunk in sample.tokens.chunks(PREFILL_CHUNK) {
             if cancel.is_cancelled() {
@@ -143,15 +187,7 @@ impl Decoder {
             let mut watch = Watch { observer: Some(&mut queries), recorder: None };
             self.forward_watched(chunk, &mut cache, &Method::Dense, Logits::None, &mut watch)?;
         }
-        queries
-            .layers
-            .into_iter()
-            .enumerate()
-            .map(|(layer, chunks)| {
-                let queries = to_host(Tensor::cat(chunks, 1))?;
-                Ok(LayerTrace { queries, keys: to_host(cache.rows(layer).0)? })
-            })
-            .collect()
+        queries.finish(&cache)
     }
 
     /// The criterion of every step and head of one layer.
@@ -164,15 +200,12 @@ impl Decoder {
         chunks: &Chunks,
     ) -> Result<Tally> {
         let config = self.config();
-        let (heads, dim) = (config.num_attention_heads, config.head_dim);
-        let (from, tokens) = (sample.judged[0], sample.tokens.len());
-        let kept_queries = tokens - from;
+        let heads = config.num_attention_heads;
         let mut tally = Tally::new(calibration.criterion, config.num_hidden_layers * heads, chunks.len());
         for head in 0..heads {
-            let kv_head = head / config.num_key_value_groups();
-            let keys = Rows::contiguous(&trace.keys[kv_head * tokens * dim..(kv_head + 1) * tokens * dim], dim)?;
+            let (queries, keys) = (trace.queries(head)?, trace.keys(head / config.num_key_value_groups())?);
             for &position in &sample.judged {
-                let query = &trace.queries[(head * kept_queries + position - from) * dim..][..dim];
+                let query = queries.row(position - sample.judged[0]);
                 let seen = keys.first(position + 1);
                 let observation = Observation { query, keys: seen, chunks };
                 match calibration.criterion {
@@ -183,7 +216,7 @@ impl Decoder {
                     }
                     other => {
                         let problem = format!("`{}` cannot be calibrated here", other.name());
-                        return Err(Error::request("criterion", problem, "use margin or agreement"));
+                        return Err(Error::request("criterion", problem, "use margin, agreement or greedy"));
                     }
                 }
             }
@@ -197,8 +230,8 @@ impl KeyStatistics {
         let per_layer = self.sums.len() / traces.len();
         let heads = per_layer / dim;
         for (layer, trace) in traces.iter().enumerate() {
-            let rows_per_head = trace.keys.len() / heads;
-            for (head, keys) in trace.keys.chunks_exact(rows_per_head).enumerate() {
+            let rows_per_head = trace.key_numbers().len() / heads;
+            for (head, keys) in trace.key_numbers().chunks_exact(rows_per_head).enumerate() {
                 let at = layer * per_layer + head * dim;
                 for key in keys.chunks_exact(dim) {
                     for (c, k) in key.iter().enumerate() {
@@ -208,7 +241,7 @@ impl KeyStatistics {
                 }
             }
         }
-        self.rows += traces.first().map_or(0, |t| t.keys.len() / per_layer) as u64;
+        self.rows += traces.first().map_or(0, |t| t.key_numbers().len() / per_layer) as u64;
     }
 
     /// Standard deviation and mean per channel: what the sketch normalises by. A channel that never moves gets scale 1.

@@ -7,6 +7,8 @@
 //! | [`dtype`] | number formats of weights and cache |
 //! | [`cache`] | keys, values and sketches, appended in place |
 //! | [`method`] | how a decode step attends: dense, FASA, or any policy of `fasa-core` |
+//! | [`evicting`] | methods that evict, as selections over a shared cache |
+//! | [`trace`] | queries and keys of a text that was read |
 //! | [`ops`] | the operations that Burn lacks, routed to each backend's kernels |
 //! | [`generate`] | prompt in, tokens out as they come |
 //! | [`sampling`] | from logits to the next token |
@@ -21,6 +23,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod dtype;
 pub mod error;
+pub mod evicting;
 pub mod generate;
 pub mod measure;
 pub mod method;
@@ -30,6 +33,7 @@ pub mod random;
 pub mod rope;
 pub mod sampling;
 pub mod text;
+pub mod trace;
 
 pub use burn::tensor::Device;
 pub use dtype::Dtype;

@@ -6,6 +6,7 @@ pub mod builtin;
 pub mod calibration_text;
 pub mod commands;
 pub mod crossover;
+pub mod eval;
 pub mod interrupt;
 pub mod methods;
 pub mod model;

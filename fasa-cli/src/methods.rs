@@ -89,7 +89,11 @@ fn find_profile(
     Ok((read(&path)?.into(), path))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+/// The bytes of a profile.
+///
+/// # Errors
+/// If it cannot be read, or is too long to be one.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     // A profile of the largest models is a few megabytes; nothing a profile can be needs more than this.
     const LARGEST: u64 = 1 << 30;
     let size = std::fs::metadata(path)

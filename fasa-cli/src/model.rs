@@ -62,7 +62,10 @@ impl LanguageModel {
     /// If a file is missing, damaged or of an unsupported kind.
     pub fn load(args: &ModelArgs) -> Result<Self> {
         threads::start(args.threads)?;
-        if args.model == Path::new(builtin::NAME) && !args.model.exists() {
+        if args.model == Path::new(builtin::NAME) {
+            if args.model.exists() {
+                terminal::note("using the built-in nano; for the folder of that name here, write `./nano`");
+            }
             let config = ModelConfig::from_json(builtin::CONFIG, Path::new("nano/config.json"))?;
             let checkpoint = Checkpoint::from_bytes("nano/model.safetensors", builtin::WEIGHTS)?;
             let tokenizer = Tokenizer::from_bytes("nano/tokenizer.json", builtin::TOKENIZER)?;

@@ -226,7 +226,8 @@ pub enum SketchFormat {
 }
 
 impl SketchFormat {
-    fn precision(self) -> Precision {
+    /// The format.
+    pub fn precision(self) -> Precision {
         match self {
             SketchFormat::Int4 => Precision::Int4,
             SketchFormat::Int8 => Precision::Int8,
@@ -262,6 +263,8 @@ pub enum CriterionName {
     Margin,
     /// The paper's: how many of the best K tokens a chunk finds alone
     Agreement,
+    /// Chunks that find more of the best K tokens together: each is chosen for what it adds to those before it
+    Greedy,
 }
 
 impl CriterionName {
@@ -270,6 +273,7 @@ impl CriterionName {
         match self {
             CriterionName::Margin => CriterionKind::Margin,
             CriterionName::Agreement => CriterionKind::Agreement,
+            CriterionName::Greedy => CriterionKind::Greedy,
         }
     }
 }

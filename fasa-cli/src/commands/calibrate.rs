@@ -76,7 +76,7 @@ pub struct Args {
 /// preset `paper` answers 3 of 64 `kv` and `needle` questions on nano and `default` 7 of 12 `kv` questions on a model with
 /// four query heads per KV head; judging answers alone, 54 of 64 and 12 of 12. What is lost is a little perplexity.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-enum Judge {
+pub(crate) enum Judge {
     /// Only the steps that fetch an answer from far back
     #[default]
     Answers,
@@ -128,6 +128,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         criterion,
         agreement_k: args.agreement_k,
         scope: args.chunks_per.map_or(preset.chunk_scope, ScopeName::scope),
+        pairing: None,
         text: text.clone(),
     };
     let started = Instant::now();
@@ -192,7 +193,7 @@ fn samples(args: &Args, model: &LanguageModel) -> Result<(Vec<Sample>, String)> 
 }
 
 /// A built-in sample as tokens.
-fn encode(model: &LanguageModel, text: &CalibrationSample, judge: Judge) -> Result<Sample> {
+pub(crate) fn encode(model: &LanguageModel, text: &CalibrationSample, judge: Judge) -> Result<Sample> {
     let mut tokens = model.encode_prompt(&text.prompt)?;
     let mut judged = Vec::new();
     for (part, piece) in text.pieces() {

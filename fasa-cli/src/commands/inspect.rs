@@ -57,7 +57,7 @@ struct ModelReport {
 /// # Errors
 /// If the path is neither a profile nor a model, or damaged.
 pub fn run(args: &Args) -> Result<()> {
-    if args.path == Path::new(builtin::NAME) && !args.path.exists() {
+    if args.path == Path::new(builtin::NAME) {
         let config = ModelConfig::from_json(builtin::CONFIG, Path::new("nano/config.json"))?;
         return model(args, &config, &Checkpoint::from_bytes("nano/model.safetensors", builtin::WEIGHTS)?);
     }

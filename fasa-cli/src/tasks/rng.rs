@@ -19,6 +19,8 @@ pub(crate) enum Purpose {
     Evaluation,
     /// Text that chunks are calibrated on.
     Calibration,
+    /// The order of chunks that nothing has ranked.
+    Chunks,
 }
 
 impl Purpose {
@@ -26,6 +28,7 @@ impl Purpose {
         match self {
             Self::Evaluation => b"evaluate",
             Self::Calibration => b"calibrat",
+            Self::Chunks => b"chunkset",
         }
     }
 }
