@@ -1,6 +1,6 @@
 //! Backends against each other: the same model gives the same logits, dense and sparse, and attends to the same tokens.
 //!
-//! `cargo test -p fasa-burn --features ndarray --test backends`
+//! `cargo test --workspace --test backends`
 
 mod fixture;
 #[path = "fixture/model.rs"]

@@ -150,7 +150,7 @@ fn short_contexts_are_dense() {
     };
     let prompt = "Rain fell on the harbour. ".repeat(20);
     let generate = ["generate", prompt.as_str(), "--max-new-tokens", "2", "--budget", "32"];
-    let set = |below| report(&[&generate[..], &["--dense-below", below]].concat());
+    let set = |below: &str| report(&[&generate[..], &["--dense-below", below]].concat());
     let seen = set("0")["tokens_seen"].as_u64().expect("a count");
     for (below, kept) in [(0, 32), (seen, 32), (seen + 1, seen)] {
         let report = set(&below.to_string());

@@ -122,6 +122,7 @@ fn fasa_on_every_family() {
             criterion: CriterionKind::Margin,
             agreement_k: 8,
             scope: Scope::KvHead,
+            pairing: None,
             text: "a test".into(),
         };
         let cancel = Cancel::default();

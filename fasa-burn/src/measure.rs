@@ -26,6 +26,11 @@ pub fn read_bandwidth() -> f64 {
     fasa_cpu::machine::read_bandwidth(256 << 20, 15)
 }
 
+/// Runs what is measured as a decode step runs: with the CPU's threads awake. See [`fasa_cpu::awake`].
+pub fn awake<R: Send>(body: impl FnOnce() -> R + Send) -> R {
+    fasa_cpu::awake(body)
+}
+
 /// Heads and dimensions of an attention layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttentionShape {

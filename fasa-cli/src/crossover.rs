@@ -133,7 +133,7 @@ pub fn recall(path: &Path, conditions: &Conditions) -> Result<usize> {
 mod tests {
     use super::*;
 
-    fn conditions(kv_heads: usize, budget: usize) -> Conditions {
+    fn conditions(kv_heads: usize, budget: u32) -> Conditions {
         let shape = AttentionShape { query_heads: 8, kv_heads, head_dim: 64 };
         Conditions::new("cpu", shape, Dtype::F16, &FasaConfig::DEFAULT, Budget::Tokens(budget))
     }

@@ -138,7 +138,7 @@ impl Contender {
         let Settings { top_p, pyramid, config, .. } = &self.settings;
         if top_p.is_none() && pyramid.is_none() {
             budget.validate()?;
-            return Ok(Method::Fasa { plan: plan.clone(), budget });
+            return Ok(Method::Fasa { plan: plan.clone(), budget, dense_below: 0 });
         }
         // On the host, over the keys' own channels: what a sketch of full precision would find.
         let mut policy = Ranked::new("fasa", Chunks(plan.clone()), config.guarantees);

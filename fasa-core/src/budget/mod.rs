@@ -80,7 +80,7 @@ impl Guarantees {
 
     /// The forced positions of a context of `seen` tokens within `budget`: everything under the first number and
     /// everything from the second on.
-    pub(crate) fn forced(self, seen: usize, budget: usize) -> (usize, usize) {
+    pub fn forced(self, seen: usize, budget: usize) -> (usize, usize) {
         let room = budget.min(seen).saturating_sub(1); // the current token is in
         let sinks = (self.sinks as usize).min(room);
         let recent = (self.recent as usize).saturating_sub(1).min(room - sinks);

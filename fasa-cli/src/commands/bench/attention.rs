@@ -6,7 +6,7 @@ use crate::settings::{DeviceName, DtypeName, FasaArgs, Preset};
 use anyhow::{Context, Result};
 use fasa_burn::Dtype;
 use fasa_burn::generate::Cancel;
-use fasa_burn::measure::{Attention, AttentionShape};
+use fasa_burn::measure::{Attention, AttentionShape, awake};
 use fasa_core::FasaConfig;
 use serde::Serialize;
 
@@ -139,12 +139,14 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     for &length in &args.lengths {
         let mut attention = Attention::new(args.shape, length, dtype, &device)?;
         let plan = attention.plan(config).context("the settings do not fit the shape")?;
-        let [dense, fasa] = in_turns::<2>(args.steps, cancel, |i| {
-            match i {
-                0 => attention.dense()?,
-                _ => attention.fasa(&plan, args.budget)?,
-            };
-            Ok(())
+        let [dense, fasa] = awake(|| {
+            in_turns::<2>(args.steps, cancel, |i| {
+                match i {
+                    0 => attention.dense()?,
+                    _ => attention.fasa(&plan, args.budget)?,
+                };
+                Ok(())
+            })
         })?;
         let row = (2 * head_dim * dtype.bytes()) as f64;
         let dense_bytes = (kv_heads * length) as f64 * row;

@@ -7,7 +7,7 @@ use crate::report::{self, Format};
 use crate::settings::{DeviceName, DtypeName, FasaArgs, Preset};
 use anyhow::{Context, Result};
 use fasa_burn::generate::Cancel;
-use fasa_burn::measure::{Attention, AttentionShape};
+use fasa_burn::measure::{Attention, AttentionShape, awake};
 use fasa_core::{Budget, FasaConfig};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -94,12 +94,14 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     while length <= LONGEST {
         let mut attention = Attention::new(shape, length, dtype, &device)?;
         let plan = attention.plan(config).context("the settings do not fit the shape")?;
-        let [dense, fasa] = in_turns::<2>(101, cancel, |i| {
-            match i {
-                0 => attention.dense()?,
-                _ => attention.fasa(&plan, args.budget)?,
-            };
-            Ok(())
+        let [dense, fasa] = awake(|| {
+            in_turns::<2>(101, cancel, |i| {
+                match i {
+                    0 => attention.dense()?,
+                    _ => attention.fasa(&plan, args.budget)?,
+                };
+                Ok(())
+            })
         })?;
         let tried = Tried { tokens_in_cache: length, fasa_over_dense: dense / fasa };
         if args.format == Format::Text {

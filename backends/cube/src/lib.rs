@@ -1,0 +1,28 @@
+//! GPU kernels for frequency-aware sparse attention: one CubeCL source for CUDA, Vulkan, Metal and WebGPU.
+//!
+//! A decode step of one layer is five launches, none of which waits for the host:
+//!
+//! 1. [`tip`]: every sketch row is read once and scored against all query heads that share it.
+//! 2. [`combine`]: the group's importance of every token, and the largest of each few tokens.
+//! 3. [`select`]: the best N, without a sort.
+//! 4. [`attend`]: attention over the chosen rows (or over all of them), split over the device, and
+//! 5. the merge of its parts.
+//!
+//! Buffers hold 32-bit words whatever their number format, so that one source serves devices without 16-bit types.
+//! Every kernel has a naive oracle in `fasa-core`, and the tests compare with it.
+
+// Kernels are another language: these idioms of the host do not exist there.
+#![allow(clippy::eq_op, clippy::manual_div_ceil, clippy::manual_is_multiple_of)]
+
+pub mod attend;
+pub mod combine;
+mod device;
+mod error;
+pub mod numbers;
+pub mod select;
+mod team;
+pub mod tip;
+
+pub use device::{Gpu, Traits};
+pub use error::{Error, Result};
+pub use numbers::Format;
