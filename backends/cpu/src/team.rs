@@ -79,7 +79,7 @@ impl Team {
         let (mut served, mut spins) = (0, 0);
         while !self.dismissed.load(Ordering::Acquire) {
             let epoch = self.epoch.load(Ordering::Relaxed);
-            if epoch % 2 == 0 || epoch == served {
+            if epoch.is_multiple_of(2) || epoch == served {
                 wait(&mut spins);
                 continue;
             }
@@ -87,7 +87,7 @@ impl Team {
             // thread inside and waits for it, or this thread sees the job closed.
             self.inside.fetch_add(1, Ordering::SeqCst);
             let epoch = self.epoch.load(Ordering::SeqCst);
-            if epoch % 2 == 1 {
+            if !epoch.is_multiple_of(2) {
                 // SAFETY: this thread is counted and the job was open after that, so the owner stays in `run` and changes
                 // neither `job` nor what it points to until this thread has left.
                 if let Some(job) = unsafe { *self.job.get() } {
