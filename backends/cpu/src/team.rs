@@ -2,8 +2,8 @@
 //!
 //! A step is over in a millisecond or two and shares out some fifty small pieces of work. A thread pool puts threads
 //! without work to sleep, and waking one takes as long as a small projection. [`awake`] keeps the other threads of rayon's
-//! current pool spinning while its body runs, and [`share`] hands them work in well under a microsecond. Outside of
-//! [`awake`], [`share`] is rayon's own loop. The threads are the pool's in both cases, so there are never too many.
+//! current pool spinning while its body runs, and `share` hands them work in well under a microsecond. Outside of
+//! [`awake`], `share` is rayon's own loop. The threads are the pool's in both cases, so there are never too many.
 
 use rayon::prelude::*;
 use std::any::Any;
