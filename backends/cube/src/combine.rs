@@ -2,7 +2,7 @@
 
 use crate::device::{Gpu, buffer};
 use crate::error::{Result, ensure};
-use crate::team::{cube_max, cube_sum, scratch_len};
+use crate::team::{Reduce, cube_reduce, scratch_len};
 use crate::tip::{SCORE_ALIGN, Scores, score_stride};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -169,7 +169,7 @@ fn combine_kernel(
                 i += comptime!(config.units);
             }
         }
-        cube_max(&mut most, &mut scratch, group, config.units, config.plane);
+        cube_reduce(&mut most, &mut scratch, Reduce::Max, group, config.units, config.plane);
         #[unroll]
         for g in 0..group {
             total[g] = 0.0f32;
@@ -181,7 +181,7 @@ fn combine_kernel(
                 i += comptime!(config.units);
             }
         }
-        cube_sum(&mut total, &mut scratch, group, config.units, config.plane);
+        cube_reduce(&mut total, &mut scratch, Reduce::Sum, group, config.units, config.plane);
         #[unroll]
         for i in 0..4usize {
             out[i] = 0.0f32;
