@@ -92,6 +92,10 @@ impl Simd for Portable {
             lanes[0]
         })
     }
+    #[inline(always)]
+    fn largest_of_each(self, x: [Self::F; LANES]) -> Self::F {
+        each(|k| self.largest(x[k]))
+    }
 
     #[inline(always)]
     fn splat_i(self, x: i32) -> Self::I {
