@@ -10,6 +10,7 @@ use fasa_core::Pairing;
 use fasa_core::config::FasaConfig;
 use fasa_core::policy::OwnedPlan;
 use fasa_core::profile::Model;
+pub use fasa_cpu::machine::Memory;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,9 +22,9 @@ pub fn weight_bytes(config: &ModelConfig, dtype: Dtype) -> u64 {
     ((config.num_hidden_layers * layer + config.vocab_size * hidden) * dtype.bytes()) as u64
 }
 
-/// Bytes per second that the processor reads from memory with all threads: the median of 15 passes over 256 MiB.
-pub fn read_bandwidth() -> f64 {
-    fasa_cpu::machine::read_bandwidth(256 << 20, 15)
+/// 256 MiB to read with all of the processor's threads, for a measure of how fast that goes.
+pub fn memory() -> Memory {
+    Memory::new(256 << 20)
 }
 
 /// Runs what is measured as a decode step runs: with the CPU's threads awake. See [`fasa_cpu::awake`].

@@ -112,7 +112,7 @@ fn attend_kernel<S: Simd, E: Element>(
     scratch: &mut Scratch,
 ) {
     // Sixteen accumulators where a vector is one register; elsewhere few vectors fill all registers there are.
-    let wide = S::WIDE && cfg!(target_arch = "x86_64");
+    let wide = S::WIDE;
     if wide && out.len() * queries.group > LANES {
         attend_panels::<S, E, 2, 8>(simd, queries, keys, values, span, out, scratch);
     } else if wide {
