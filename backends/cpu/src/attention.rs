@@ -80,6 +80,7 @@ dispatch! {
 type Weights = [[[f32; LANES]; BLOCK / LANES]; QUERIES];
 
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 fn accumulate_kernel<S: Simd, E: Element>(
     simd: S,
     queries: &Padded,
