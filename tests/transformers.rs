@@ -11,7 +11,7 @@ use burn::tensor::Tensor;
 
 use fasa_burn::calibrate::{Calibration, Sample};
 use fasa_burn::checkpoint::Checkpoint;
-use fasa_burn::config::ModelConfig;
+use fasa_burn::config::{ModelConfig, RopeScaling};
 use fasa_burn::generate::Cancel;
 use fasa_burn::method::Method;
 use fasa_burn::model::{Decoder, Logits, Observer, Watch, to_host};
@@ -96,18 +96,25 @@ fn like_the_reference(folder: &Path, dtype: Dtype, tolerance: f32) {
     }
     compare(&format!("{name} decode"), &stepped, &want, tolerance);
 
-    let mut cache = model.new_cache(prompt_len);
-    let mut next = &ids[..prompt_len];
-    let mut token;
-    let mut greedy = Vec::new();
-    for _ in 0..expected.shape("greedy")[0] {
-        let row = model.forward(next, &mut cache, &Method::Dense, Logits::Last).expect("runs").expect("logits");
-        let row = to_host(row).expect("host");
-        token = [argmax(&row)];
-        greedy.push(token[0]);
-        next = &token;
+    let greedy = |announced: usize| {
+        let mut cache = model.new_cache(prompt_len);
+        cache.expect(announced);
+        let (mut next, mut token, mut greedy) = (&ids[..prompt_len], [0], Vec::new());
+        for _ in 0..expected.shape("greedy")[0] {
+            let row = model.forward(next, &mut cache, &Method::Dense, Logits::Last).expect("runs").expect("logits");
+            token = [argmax(&to_host(row).expect("host"))];
+            greedy.push(token[0]);
+            next = &token;
+        }
+        greedy
+    };
+    let mut got = greedy(0);
+    // With dynamic frequencies, `transformers` goes on with those of the longest text that the same object has read before,
+    // which here may be the one whose logits are compared.
+    if got != expected.u32("greedy") && matches!(model.config().rope.scaling, RopeScaling::Dynamic { .. }) {
+        got = greedy(ids.len());
     }
-    assert_eq!(greedy, expected.u32("greedy"), "{name}");
+    assert_eq!(got, expected.u32("greedy"), "{name}");
 }
 
 /// A prompt in pieces is the prompt at once, also where rotary frequencies follow its length.

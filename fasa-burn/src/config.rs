@@ -189,8 +189,18 @@ impl ModelConfig {
         let num_hidden_layers = fields.size("num_hidden_layers", MAX_LAYERS)?;
         let max_position_embeddings = fields.size("max_position_embeddings", MAX_POSITIONS)?;
         let unrotated_layers = layers::unrotated(fields, family, num_hidden_layers)?;
-        let (sliding_window, sliding_layers) = layers::windows(fields, family, num_hidden_layers, &unrotated_layers)?;
         let (rope, local_rope) = RopeConfig::read(fields, family, head_dim, max_position_embeddings)?;
+        let max_position_embeddings = match rope.scaling {
+            // Its frequencies follow the length, without end.
+            RopeScaling::Dynamic { .. } => MAX_POSITIONS,
+            _ => max_position_embeddings,
+        };
+        let (sliding_window, sliding_layers) =
+            match layers::windows(fields, family, num_hidden_layers, &unrotated_layers)? {
+                // Phi 3.5 has one of twice its positions: none, as far as its layers can see.
+                (Some(window), _) if window >= max_position_embeddings => (None, Vec::new()),
+                windows => windows,
+            };
         let eps = fields.positive(family.norm_eps)?;
         let has_qk_norm = fields.presence(family.has_qk_norm)?;
         let multiplier = |name| match family.multipliers {
@@ -222,11 +232,7 @@ impl ModelConfig {
             mlp_bias: fields.presence(family.mlp_bias)?,
             parallel_residual: fields.presence(family.parallel_residual)?,
             fused_projections: family.fused,
-            // Its frequencies follow the length, without end.
-            max_position_embeddings: match rope.scaling {
-                RopeScaling::Dynamic { .. } => MAX_POSITIONS,
-                _ => max_position_embeddings,
-            },
+            max_position_embeddings,
             rope,
             local_rope,
             unrotated_layers,
