@@ -21,10 +21,13 @@ pub(super) const VECTORS_OF_BLOCKS: usize = VECTORS / LANES;
 pub(super) struct Bounds {
     /// The largest of each block, a lane each: `[blocks / 16, lists]`.
     pub(super) largest: Vec<[f32; LANES]>,
-    /// For a mean: after each span, every query's softmax up to there, `[spans, G]`.
+    /// For a mean: the softmaxes that each span was weighed with, `[spans, G]`.
+    pub(super) weighed_with: Vec<Softmax>,
+    /// For a mean: the softmaxes of the whole stretch, `[G]`.
     pub(super) softmax: Vec<Softmax>,
-    /// The scores of a span, then weights.
+    /// The scores of a span, then of a mean the span's part of it.
     scores: Vec<[f32; LANES]>,
+    means: Vec<[f32; LANES]>,
 }
 
 /// A softmax over scores of which the largest and the sum are known: `Σ 2^((score - largest) * scale)`.
@@ -65,7 +68,10 @@ impl Bounds {
     pub(super) fn find(&mut self, sketches: &Sketches<'_>, range: Range<usize>, ranking: Ranking) {
         let group: usize = sketches.iter().map(|(_, queries)| queries.len()).sum();
         let spans = range.len().div_ceil(SPAN);
+        self.weighed_with.clear();
         self.softmax.clear();
+        self.softmax.resize(group, Softmax::NOTHING);
+        self.means.resize(VECTORS, [0.0; LANES]);
         self.largest.resize(spans * VECTORS_OF_BLOCKS * ranking.lists(group), [0.0; LANES]);
         self.scores.resize(VECTORS * group, [0.0; LANES]);
         find(sketches, range, ranking, self);
@@ -78,7 +84,7 @@ dispatch! {
 
 #[inline(always)]
 fn find_kernel<S: Simd>(simd: S, sketches: &Sketches<'_>, range: Range<usize>, ranking: Ranking, bounds: &mut Bounds) {
-    let Bounds { largest, softmax, scores } = bounds;
+    let Bounds { largest, weighed_with, softmax, scores, means } = bounds;
     let group = scores.len() / VECTORS;
     let lists = ranking.lists(group);
     let stretch = range.len();
@@ -100,22 +106,11 @@ fn find_kernel<S: Simd>(simd: S, sketches: &Sketches<'_>, range: Range<usize>, r
                 }
             }
             Ranking::Mean { scale } => {
-                let before = softmax.len();
-                for g in 0..group {
-                    let mut sum = if s == 0 { Softmax::NOTHING } else { softmax[before - group + g] };
-                    to_weights(simd, scores, g, group, scale, &mut sum);
-                    softmax.push(sum);
-                }
-                let softmax = &softmax[before..];
-                for (blocks, largest) in scores.chunks_exact(LANES * group).zip(largest) {
-                    let mut means = [simd.splat(0.0); LANES];
-                    for g in 0..group {
-                        let share = simd.splat(softmax[g].share());
-                        for i in 0..LANES {
-                            means[i] = simd.mul_add(simd.load(&blocks[i * group + g]), share, means[i]);
-                        }
-                    }
-                    simd.store(simd.largest_of_each(means), largest);
+                let before = weighed_with.len();
+                weighed_with.extend_from_slice(softmax);
+                weigh(simd, scores, group, scale, &mut weighed_with[before..], softmax, means);
+                for (means, largest) in means.chunks_exact(LANES).zip(largest) {
+                    simd.store(simd.largest_of_each(column(simd, means, 0, 1)), largest);
                 }
             }
         }
@@ -133,40 +128,128 @@ fn column<S: Simd>(simd: S, blocks: &[[f32; LANES]], g: usize, group: usize) -> 
     column
 }
 
-/// Scores of query `g` in a span to weights relative to the largest so far, which may rise.
+/// `means` become what the softmaxes `with` make of a span's scores; then the span is added to `softmax`.
+///
+/// One pass over the scores, with what was known before them. Where that is nothing, they are looked at first.
 #[inline(always)]
-fn to_weights<S: Simd>(
+fn weigh<S: Simd>(
     simd: S,
-    scores: &mut [[f32; LANES]],
-    g: usize,
+    scores: &[[f32; LANES]],
     group: usize,
     scale: f32,
-    softmax: &mut Softmax,
+    with: &mut [Softmax],
+    softmax: &mut [Softmax],
+    means: &mut [[f32; LANES]],
 ) {
-    let mut largest = [simd.splat(f32::NEG_INFINITY); 2];
-    for pair in scores.chunks_exact(2 * group) {
-        largest[0] = simd.max(simd.load(&pair[g]), largest[0]); // a NaN loses against any number
-        largest[1] = simd.max(simd.load(&pair[group + g]), largest[1]);
-    }
-    softmax.raise(simd.largest(simd.max(largest[0], largest[1])), scale);
-    if softmax.largest == f32::NEG_INFINITY {
-        for block in scores.chunks_exact_mut(group) {
-            block[g] = [0.0; LANES];
+    let mut g = 0;
+    while g < group {
+        // Tiles of 4, 2 or 1 queries.
+        let tile = match group - g {
+            4.. if S::WIDE => 4,
+            2.. => 2,
+            _ => 1,
+        };
+        for q in g..g + tile {
+            if with[q].total == 0.0 {
+                with[q] = estimate(simd, scores, q, group, scale);
+            }
         }
-        return;
+        let (with, softmax) = (&mut with[g..g + tile], &mut softmax[g..g + tile]);
+        loop {
+            let mut seen = [Softmax::NOTHING; 4];
+            match tile {
+                4 => weigh_tile::<S, 4>(simd, scores, g, group, scale, with, &mut seen, means),
+                2 => weigh_tile::<S, 2>(simd, scores, g, group, scale, with, &mut seen, means),
+                _ => weigh_tile::<S, 1>(simd, scores, g, group, scale, with, &mut seen, means),
+            }
+            // So far above everything before that weights are no number: again, beside the new largest.
+            let mut again = false;
+            for (with, seen) in with.iter_mut().zip(&seen) {
+                if (seen.largest - with.largest) * scale > LARGEST_RISE {
+                    with.raise(seen.largest, scale);
+                    // Any sum will do that is one: what it is off by is known at the end.
+                    with.total = with.total.max(LEAST_TOTAL);
+                    again = true;
+                }
+            }
+            if !again {
+                for q in 0..tile {
+                    let span = Softmax { largest: with[q].largest, total: seen[q].total };
+                    softmax[q] = softmax[q].merge(span, scale);
+                    softmax[q].raise(seen[q].largest, scale);
+                }
+                break;
+            }
+        }
+        g += tile;
     }
-    // 2^(score * scale - largest * scale), in one rounding.
-    let (factor, shift) = (simd.splat(scale), simd.splat(-softmax.largest * scale));
-    let mut total = [simd.splat(0.0); 2];
-    for pair in scores.chunks_exact_mut(2 * group) {
-        let first = exp2(simd, simd.mul_add(simd.load(&pair[g]), factor, shift));
-        let second = exp2(simd, simd.mul_add(simd.load(&pair[group + g]), factor, shift));
-        total[0] = simd.add(total[0], first);
-        total[1] = simd.add(total[1], second);
-        simd.store(first, &mut pair[g]);
-        simd.store(second, &mut pair[group + g]);
+}
+
+/// Weights up to two to this power are summed without a thought.
+const LARGEST_RISE: f32 = 64.0;
+
+/// What is left of a sum beside scores far above its own.
+const LEAST_TOTAL: f32 = 1e-20;
+
+/// The softmax of query `g` over a span alone.
+#[inline(always)]
+fn estimate<S: Simd>(simd: S, scores: &[[f32; LANES]], g: usize, group: usize, scale: f32) -> Softmax {
+    let mut largest = simd.splat(f32::NEG_INFINITY);
+    for block in scores.chunks_exact(group) {
+        largest = simd.max(simd.load(&block[g]), largest); // a NaN loses against any number
     }
-    softmax.total += simd.sum(simd.add(total[0], total[1]));
+    let largest = simd.largest(largest);
+    if largest == f32::NEG_INFINITY {
+        return Softmax::NOTHING;
+    }
+    let (factor, shift) = (simd.splat(scale), simd.splat(-largest * scale));
+    let mut total = simd.splat(0.0);
+    for block in scores.chunks_exact(group) {
+        total = simd.add(total, exp2(simd, simd.mul_add(simd.load(&block[g]), factor, shift)));
+    }
+    Softmax { largest, total: simd.sum(total) }
+}
+
+/// [`weigh`] for `Q` queries from `first` on. `seen` becomes their largest scores, and their sums beside `with`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn weigh_tile<S: Simd, const Q: usize>(
+    simd: S,
+    scores: &[[f32; LANES]],
+    first: usize,
+    group: usize,
+    scale: f32,
+    with: &[Softmax],
+    seen: &mut [Softmax],
+    means: &mut [[f32; LANES]],
+) {
+    let zero = simd.splat(0.0);
+    let factor = simd.splat(scale);
+    let (mut shift, mut share) = ([zero; Q], [zero; Q]);
+    for q in 0..Q {
+        // Of a query without a score so far nothing is weighed.
+        let known = with[q].total > 0.0;
+        shift[q] = simd.splat(if known { -with[q].largest * scale } else { 0.0 });
+        share[q] = simd.splat(with[q].share());
+    }
+    let (mut largest, mut total) = ([simd.splat(f32::NEG_INFINITY); Q], [zero; Q]);
+    for (scores, mean) in scores.chunks_exact(group).zip(means) {
+        let scores = &scores[first..first + Q];
+        let mut sum = if first == 0 { zero } else { simd.load(mean) };
+        for q in 0..Q {
+            let score = simd.load(&scores[q]);
+            largest[q] = simd.max(score, largest[q]);
+            // 2^(score * scale - largest * scale), in one rounding.
+            let weight = exp2(simd, simd.mul_add(score, factor, shift[q]));
+            total[q] = simd.add(total[q], weight);
+            sum = simd.mul_add(weight, share[q], sum);
+        }
+        simd.store(sum, mean);
+    }
+    for q in 0..Q {
+        let known = with[q].total > 0.0;
+        seen[q] = Softmax { largest: simd.largest(largest[q]), total: if known { simd.sum(total[q]) } else { 0.0 } };
+    }
 }
 
 /// Lanes and vectors past the last of `rows` hold what they held before: they must not count.

@@ -39,8 +39,9 @@ impl Ranking {
     }
 }
 
-/// Blocks per token kept from which looking twice is cheaper than writing all scores down.
-const BLOCKS_PER_TOKEN: usize = 4;
+/// Blocks per token kept from which looking twice is cheaper than writing all scores down: below, too many blocks are looked at
+/// twice, and the weights of all tokens fit in the second cache.
+const BLOCKS_PER_TOKEN: usize = 16;
 
 /// Memory of [`pick`].
 #[derive(Debug, Default)]
@@ -125,8 +126,7 @@ pub(crate) fn pick(
 
 /// Each query's softmax over everything; the total is then what a weight is multiplied with, a share of the mean.
 fn shares(stretches: &[&Bounds], group: usize, scale: f32) -> Vec<Softmax> {
-    let last = |bounds: &Bounds, g: usize| bounds.softmax[bounds.softmax.len() - group + g];
-    let whole = |g: usize| stretches.iter().fold(Softmax::NOTHING, |sum, part| sum.merge(last(part, g), scale));
+    let whole = |g: usize| stretches.iter().fold(Softmax::NOTHING, |sum, part| sum.merge(part.softmax[g], scale));
     let share = |softmax: Softmax| match softmax.total > 0.0 {
         true => Softmax { total: softmax.share() / group as f32, ..softmax },
         false => Softmax { largest: 0.0, total: 0.0 },
@@ -134,7 +134,8 @@ fn shares(stretches: &[&Bounds], group: usize, scale: f32) -> Vec<Softmax> {
     (0..group).map(|g| share(whole(g))).collect()
 }
 
-/// By what a span's means must be multiplied at least and at most. `then` are its softmaxes, `softmax` those of everything.
+/// By what a span's means must be multiplied at least and at most. `then` are the softmaxes that made them, `softmax` those of
+/// everything.
 fn corrections(then: &[Softmax], softmax: &[Softmax], scale: f32) -> (f32, f32) {
     let (mut least, mut most) = (f32::INFINITY, 0.0f32);
     for (then, whole) in then.iter().zip(softmax) {
@@ -154,7 +155,8 @@ impl Shortlist {
         match ranking {
             Ranking::Mean { scale } => {
                 for bounds in stretches {
-                    let spans = bounds.largest.chunks_exact(VECTORS_OF_BLOCKS).zip(bounds.softmax.chunks_exact(group));
+                    let spans =
+                        bounds.largest.chunks_exact(VECTORS_OF_BLOCKS).zip(bounds.weighed_with.chunks_exact(group));
                     for (largest, then) in spans {
                         let (least, most) = corrections(then, softmax, scale);
                         self.lower.extend(largest.iter().map(|blocks| blocks.map(|mean| mean * least)));
