@@ -1,6 +1,7 @@
 //! Prompt in, tokens out as they come.
 
 use crate::cache::KvCache;
+use crate::config::RopeScaling;
 use crate::error::{Error, Result};
 use crate::method::Method;
 use crate::model::{Decoder, Logits, PREFILL_CHUNK, to_host};
@@ -170,6 +171,9 @@ impl Decoder {
     ) -> Result<Vec<f32>> {
         let room = options.max_new_tokens.min(self.config().max_position_embeddings - cache.len() - prompt.len());
         cache.reserve(prompt.len() + room);
+        // LongRoPE has one set of angles for all of a long context, so it must know of its end before it begins.
+        let long = matches!(self.config().rope.scaling, RopeScaling::Long { .. });
+        cache.expect(cache.len() + prompt.len() + if long { room } else { 0 });
         let mut done = 0;
         let mut logits = None;
         for chunk in prompt.chunks(PREFILL_CHUNK) {

@@ -4,7 +4,7 @@ use crate::cache::KvCache;
 use crate::config::ModelConfig;
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::ops::{self, FasaStep, Status};
+use crate::ops::{self, AttentionOptions, FasaStep, Status};
 use burn::tensor::{Device, Distribution, Tensor};
 use fasa_core::Pairing;
 use fasa_core::config::FasaConfig;
@@ -100,7 +100,7 @@ impl Attention {
     /// [`crate::Error::Core`] if an operation fails.
     pub fn dense(&mut self) -> Result<Tensor<3>> {
         let (keys, values) = self.cache.layer(0);
-        ops::dense_decode(self.queries.clone(), keys, values, self.cache.len())
+        ops::dense_decode(self.queries.clone(), keys, values, self.cache.len(), AttentionOptions::default())
     }
 
     /// A FASA step: the newest token's sketch row, scores, selection, attention to `budget` tokens.
@@ -113,7 +113,15 @@ impl Attention {
         let sketch = self.cache.sketch(0, len, plan)?;
         self.cache.advance(1);
         let (keys, values) = self.cache.layer(0);
-        let step = FasaStep { layer: 0, len, budget, plan: plan.clone(), recorder: None, status: Status::default() };
+        let step = FasaStep {
+            layer: 0,
+            len,
+            budget,
+            softcap: None,
+            plan: plan.clone(),
+            recorder: None,
+            status: Status::default(),
+        };
         ops::fasa_decode(self.queries.clone(), keys, values, sketch, step)
     }
 }

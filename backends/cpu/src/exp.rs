@@ -1,6 +1,6 @@
 //! Exponential functions on vectors.
 
-use crate::simd::Simd;
+use crate::simd::{LANES, Simd};
 
 /// `e^x` to within 2 units in the last place for x from -87 to 88; 0 below, clamped above. NaN gives 0.
 ///
@@ -47,29 +47,43 @@ pub(crate) fn exp2<S: Simd>(simd: S, x: S::F) -> S::F {
     simd.times_power_of_two(p, n, rounded)
 }
 
+/// `cap * tanh(x / cap)` to within `3e-7 * cap`; minus `cap` for minus infinity and NaN.
+#[inline(always)]
+pub(crate) fn softcap<S: Simd>(simd: S, x: S::F, cap: f32) -> S::F {
+    // tanh y = 1 - 2 / (e^2y + 1), in which an e^2y of 0 or near infinity does no harm.
+    let mut lanes = [0.0; LANES];
+    simd.store(exp(simd, simd.mul(x, simd.splat(2.0 / cap))), &mut lanes);
+    for lane in &mut lanes {
+        *lane = cap - 2.0 * cap / (*lane + 1.0);
+    }
+    simd.load(&lanes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::isa::{Isa, available, dispatch};
-    use crate::simd::LANES;
+
+    const CAP: f32 = 50.0;
 
     #[inline(always)]
-    fn kernel<S: Simd>(simd: S, x: &[f32; LANES], out: &mut [[f32; LANES]; 2]) {
+    fn kernel<S: Simd>(simd: S, x: &[f32; LANES], out: &mut [[f32; LANES]; 3]) {
         simd.store(exp(simd, simd.load(x)), &mut out[0]);
         simd.store(exp2(simd, simd.load(x)), &mut out[1]);
+        simd.store(softcap(simd, simd.load(x), CAP), &mut out[2]);
     }
 
-    fn both(isa: Isa, x: [f32; LANES]) -> [[f32; LANES]; 2] {
-        fn run(isa: Isa, x: &[f32; LANES], out: &mut [[f32; LANES]; 2]) {
-            dispatch!(@for isa, [] (x: &[f32; LANES], out: &mut [[f32; LANES]; 2]) [] kernel)
+    fn all(isa: Isa, x: [f32; LANES]) -> [[f32; LANES]; 3] {
+        fn run(isa: Isa, x: &[f32; LANES], out: &mut [[f32; LANES]; 3]) {
+            dispatch!(@for isa, [] (x: &[f32; LANES], out: &mut [[f32; LANES]; 3]) [] kernel)
         }
-        let mut out = [[f32::NAN; LANES]; 2];
+        let mut out = [[f32::NAN; LANES]; 3];
         run(isa, &x, &mut out);
         out
     }
 
     fn on(isa: Isa, x: [f32; LANES]) -> [f32; LANES] {
-        both(isa, x)[0]
+        all(isa, x)[0]
     }
 
     #[test]
@@ -78,13 +92,13 @@ mod tests {
         for isa in Isa::ALL.into_iter().filter(|isa| *isa <= available()) {
             for i in (-126_000..=125_984).step_by(LANES) {
                 let x: [f32; LANES] = std::array::from_fn(|lane| (i + lane as i32) as f32 / 1000.0);
-                for (x, got) in x.iter().zip(both(isa, x)[1]) {
+                for (x, got) in x.iter().zip(all(isa, x)[1]) {
                     let want = f64::from(*x).exp2();
                     assert!((f64::from(got) / want - 1.0).abs() < 5e-7, "{isa:?} {x}: {got} {want}");
                 }
             }
             for (x, want) in [(0.0, 1.0), (-1.0, 0.5), (-200.0, LEAST), (f32::NEG_INFINITY, LEAST), (f32::NAN, LEAST)] {
-                assert_eq!(both(isa, [x; LANES])[1], [want; LANES], "{isa:?} {x}");
+                assert_eq!(all(isa, [x; LANES])[1], [want; LANES], "{isa:?} {x}");
             }
         }
     }
@@ -104,6 +118,22 @@ mod tests {
             }
             assert!(on(isa, [1000.0; LANES])[0].is_finite());
             assert_eq!(on(isa, [0.0; LANES])[0], 1.0);
+        }
+    }
+
+    #[test]
+    fn scores_are_capped() {
+        for isa in Isa::ALL.into_iter().filter(|isa| *isa <= available()) {
+            for i in (-40_000..=39_984).step_by(LANES) {
+                let x: [f32; LANES] = std::array::from_fn(|lane| (i + lane as i32) as f32 / 100.0);
+                for (x, got) in x.iter().zip(all(isa, x)[2]) {
+                    let want = f64::from(CAP) * (f64::from(*x) / f64::from(CAP)).tanh();
+                    assert!((f64::from(got) - want).abs() < 1.5e-5, "{isa:?} {x}: {got} {want}");
+                }
+            }
+            for (x, want) in [(f32::INFINITY, CAP), (f32::NEG_INFINITY, -CAP), (f32::NAN, -CAP)] {
+                assert_eq!(all(isa, [x; LANES])[2], [want; LANES], "{isa:?} {x}");
+            }
         }
     }
 }

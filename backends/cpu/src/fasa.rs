@@ -50,7 +50,8 @@ impl Scratch {
 /// more threads than heads, a long context's scores are too.
 ///
 /// # Errors
-/// [`Error::Length`] or [`Error::Range`] if shapes, plan and sketch disagree, or the budget is 0.
+/// [`Error::Length`] or [`Error::Range`] if shapes, plan and sketch disagree, the budget is 0, or the layer has a sliding
+/// window, which is read densely.
 pub fn fasa_decode(
     layer: usize,
     queries: &[f32],
@@ -64,6 +65,9 @@ pub fn fasa_decode(
     let (dim, len, kv_heads) = (cache.dim(), cache.len(), cache.kv_heads());
     if budget == 0 {
         return Err(Error::Range { what: "budget", problem: "a step reads at least one token" });
+    }
+    if cache.window() < len {
+        return Err(Error::Range { what: "window", problem: "a layer with a sliding window is read densely" });
     }
     if budget >= len {
         dense_decode(queries, cache, out)?;
@@ -106,7 +110,7 @@ pub fn fasa_decode(
         for ((queries, set), out) in sets.zip(out.chunks_exact_mut(per_set)) {
             let mut partial = Partial::new(per_set / dim, dim);
             let queries = scaled(queries, dim);
-            accumulate(&queries, cache.head(kv_head), dim, Which::Chosen(set), &mut partial);
+            accumulate(&queries, cache, kv_head, Which::Chosen(set), &mut partial);
             partial.finish(out);
         }
     });
