@@ -4,6 +4,7 @@
 //! refused by name, rather than ignored.
 
 mod fields;
+mod generation;
 mod rope;
 
 use std::path::Path;
@@ -13,6 +14,7 @@ use serde_json::Value;
 use crate::checkpoint::read_whole;
 use crate::error::{Error, Result};
 use fields::Fields;
+pub use generation::GenerationConfig;
 pub use rope::{RopeConfig, RopeScaling};
 
 /// The architectures that can be loaded, as `architectures` spells them.
