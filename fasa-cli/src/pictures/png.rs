@@ -1,17 +1,20 @@
 //! Drawings as pixels.
 
 use super::{Anchor, Drawing, Shape, shades};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use embedded_graphics::mono_font::iso_8859_1::{FONT_7X13, FONT_9X18, FONT_10X20};
 use embedded_graphics::mono_font::{MonoFont, MonoTextStyle};
 use embedded_graphics::pixelcolor::Rgb888;
 use embedded_graphics::prelude::*;
 use embedded_graphics::primitives::{Circle, Line, PrimitiveStyle, Rectangle};
 use embedded_graphics::text::{Alignment, Baseline, Text, TextStyleBuilder};
+use miniz_oxide::deflate::compress_to_vec_zlib;
 use std::convert::Infallible;
 
 /// Pixels per pixel of the drawing, for sharp letters.
 const SCALE: f64 = 2.0;
+/// How hard to compress, 0 to 10.
+const LEVEL: u8 = 8;
 /// Pixels of a side, at most.
 const MOST: f64 = 16_384.0;
 
@@ -91,14 +94,23 @@ pub fn bytes(drawing: &Drawing) -> Result<Vec<u8>> {
             Err(never) => match never {},
         }
     }
-    let mut out = Vec::new();
-    let mut encoder = png::Encoder::new(&mut out, width, height);
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    let mut writer = encoder.write_header().context("cannot write the picture's header")?;
-    writer.write_image_data(&canvas.pixels).context("cannot write the picture")?;
-    writer.finish().context("cannot finish the picture")?;
-    Ok(out)
+    Ok(file(width, height, &canvas.pixels))
+}
+
+/// A PNG file of rows of red, green and blue.
+fn file(width: u32, height: u32, pixels: &[u8]) -> Vec<u8> {
+    let row = 3 * width as usize;
+    // Every row begins with how it was filtered: not at all.
+    let rows: Vec<u8> = pixels.chunks_exact(row).flat_map(|row| [0].iter().chain(row)).copied().collect();
+    let header = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 2, 0, 0, 0]].concat();
+    let mut out = b"\x89PNG\r\n\x1a\n".to_vec();
+    for (name, data) in [(b"IHDR", header), (b"IDAT", compress_to_vec_zlib(&rows, LEVEL)), (b"IEND", Vec::new())] {
+        let body = [&name[..], &data].concat();
+        out.extend((data.len() as u32).to_be_bytes());
+        out.extend(&body);
+        out.extend(crc32fast::hash(&body).to_be_bytes());
+    }
+    out
 }
 
 fn point(x: f64, y: f64) -> Point {
@@ -153,10 +165,14 @@ mod tests {
         drawing.shapes.push(Shape::Rect { at: [5.0, 2.0, 3.0, 4.0], fill: Paint::Rgb(1, 2, 3), title: None });
         drawing.line(vec![(0.0, 9.0), (19.0, 9.0)], Paint::Rgb(9, 9, 9), 0.5, true);
         let bytes = bytes(&drawing).unwrap();
-        let mut reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info().unwrap();
-        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
-        let info = reader.next_frame(&mut pixels).unwrap();
-        assert_eq!((info.width, info.height), (40, 20));
+        assert_eq!(&bytes[8..24], b"\0\0\0\rIHDR\0\0\0\x28\0\0\0\x14");
+        let start = bytes.windows(4).position(|w| w == b"IDAT").unwrap();
+        let length = u32::from_be_bytes(bytes[start - 4..start].try_into().unwrap()) as usize;
+        let rows = miniz_oxide::inflate::decompress_to_vec_zlib(&bytes[start + 4..start + 4 + length]).unwrap();
+        let check = u32::from_be_bytes(bytes[start + 4 + length..][..4].try_into().unwrap());
+        assert_eq!(check, crc32fast::hash(&bytes[start..start + 4 + length]));
+        assert_eq!(rows.len(), 20 * (1 + 3 * 40));
+        let pixels: Vec<u8> = rows.chunks_exact(121).flat_map(|row| &row[1..]).copied().collect();
         let at = |x: usize, y: usize| &pixels[3 * (y * 40 + x)..][..3];
         assert_eq!((at(10, 4), at(15, 11)), (&[1, 2, 3][..], &[1, 2, 3][..]));
         assert_eq!((at(9, 4), at(16, 11)), (&[255; 3][..], &[255; 3][..]));
