@@ -1,5 +1,7 @@
 //! The KV cache: keys, values and sketches of every layer, appended in place.
 
+mod stored;
+
 use crate::config::ModelConfig;
 use crate::dtype::Dtype;
 use crate::error::Result;

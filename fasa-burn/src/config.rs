@@ -7,6 +7,7 @@ mod choices;
 mod family;
 mod fields;
 mod layers;
+mod generation;
 mod rope;
 
 use std::path::Path;
@@ -19,6 +20,7 @@ use choices::Attending;
 pub use choices::{Activation, Norm, NormPlace, QkNorm};
 use family::{FAMILIES, Family};
 use fields::Fields;
+pub use generation::GenerationConfig;
 pub use rope::{RopeConfig, RopeScaling};
 
 /// The architectures that can be loaded, as `architectures` spells them.

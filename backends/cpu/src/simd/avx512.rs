@@ -92,6 +92,10 @@ macro_rules! avx512 {
                 }
             }
             #[inline(always)]
+            fn times_power_of_two(self, x: __m512, n: __m512, _biased: __m512) -> __m512 {
+                unsafe { _mm512_scalef_ps(x, n) }
+            }
+            #[inline(always)]
             fn sum4(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
                 unsafe {
                     // Pairs of lanes, then pairs of those: every 128 bits hold a part of all four sums.

@@ -1,11 +1,10 @@
 //! The tokens that can be among the best, and their scores.
 //!
-//! A token is worth no more than its block's largest scores together, and the token with a block's largest score is worth at
-//! least what that score alone is. So the Nth largest of these lower bounds is reached by N tokens, and a block
-//! whose upper bound lies under it holds none of the best N. The blocks that are left, a few percent of a long context, are
-//! scored a second time.
+//! [`Bounds`] say of every block of sixteen tokens what its best is worth at least and at most. The Nth largest of the lower
+//! bounds is reached by N tokens, so a block whose upper bound lies under it holds none of the best N. The blocks that are
+//! left, a few percent of a long context, are scored a second time.
 
-use super::bounds::{Bounds, Softmax};
+use super::bounds::{Bounds, Softmax, VECTORS_OF_BLOCKS};
 use super::{SPAN, Sketches, VECTORS, score_kernel};
 use crate::exp::exp2;
 use crate::isa::dispatch;
@@ -32,23 +31,17 @@ impl Ranking {
         Ranking::Mean { scale: scale * std::f32::consts::LOG2_E }
     }
 
-    fn lists(self, group: usize) -> usize {
+    pub(super) fn lists(self, group: usize) -> usize {
         match self {
             Ranking::Mean { .. } => 1,
             Ranking::Each => group,
         }
     }
-
-    fn scale(self) -> Option<f32> {
-        match self {
-            Ranking::Mean { scale } => Some(scale),
-            Ranking::Each => None,
-        }
-    }
 }
 
-/// Blocks per token kept from which looking twice is cheaper than writing all scores down.
-const BLOCKS_PER_TOKEN: usize = 4;
+/// Blocks per token kept from which looking twice is cheaper than writing all scores down: below, too many blocks are looked at
+/// twice, and the weights of all tokens fit in the second cache.
+const BLOCKS_PER_TOKEN: usize = 16;
 
 /// Memory of [`pick`].
 #[derive(Debug, Default)]
@@ -81,7 +74,7 @@ pub(crate) const STRETCH: usize = SPAN;
 /// The first pass over the tokens of `range`, which starts at a multiple of [`STRETCH`].
 pub(crate) fn look(sketches: &Sketches<'_>, range: Range<usize>, ranking: Ranking) -> Stretch {
     let mut bounds = Bounds::default();
-    bounds.find(sketches, range, ranking.scale());
+    bounds.find(sketches, range, ranking);
     Stretch(bounds)
 }
 
@@ -105,7 +98,7 @@ pub(crate) fn pick(
     let mut own = std::mem::take(&mut memory.bounds);
     let stretches: Vec<&Bounds> = match stretches {
         [] => {
-            own.find(sketches, 0..seen, ranking.scale());
+            own.find(sketches, 0..seen, ranking);
             vec![&own]
         }
         stretches => stretches.iter().map(|stretch| &stretch.0).collect(),
@@ -133,29 +126,48 @@ pub(crate) fn pick(
 
 /// Each query's softmax over everything; the total is then what a weight is multiplied with, a share of the mean.
 fn shares(stretches: &[&Bounds], group: usize, scale: f32) -> Vec<Softmax> {
-    let whole = |g: usize| stretches.iter().fold(Softmax::default(), |sum, part| sum.merge(part.softmax[g], scale));
+    let whole = |g: usize| stretches.iter().fold(Softmax::NOTHING, |sum, part| sum.merge(part.softmax[g], scale));
     let share = |softmax: Softmax| match softmax.total > 0.0 {
-        true => Softmax { total: 1.0 / (softmax.total * group as f32), ..softmax },
+        true => Softmax { total: softmax.share() / group as f32, ..softmax },
         false => Softmax { largest: 0.0, total: 0.0 },
     };
     (0..group).map(|g| share(whole(g))).collect()
 }
 
+/// By what a span's means must be multiplied at least and at most. `then` are the softmaxes that made them, `softmax` those of
+/// everything.
+fn corrections(then: &[Softmax], softmax: &[Softmax], scale: f32) -> (f32, f32) {
+    let (mut least, mut most) = (f32::INFINITY, 0.0f32);
+    for (then, whole) in then.iter().zip(softmax) {
+        if then.total > 0.0 && whole.total > 0.0 {
+            let factor = ((then.largest - whole.largest) * scale).exp2() * then.total * whole.total;
+            (least, most) = (least.min(factor), most.max(factor));
+        }
+    }
+    (least.min(most), most)
+}
+
 impl Shortlist {
-    /// Bounds of scores to bounds of what tokens are worth.
+    /// Bounds of what the best token of each block is worth.
     fn limit(&mut self, stretches: &[&Bounds], softmax: &[Softmax], ranking: Ranking, group: usize) {
-        let vectors = || stretches.iter().flat_map(|bounds| bounds.largest.chunks_exact(group));
         self.lower.clear();
         self.upper.clear();
         match ranking {
             Ranking::Mean { scale } => {
                 for bounds in stretches {
-                    limits(&bounds.largest, softmax, scale, &mut self.lower, &mut self.upper);
+                    let spans =
+                        bounds.largest.chunks_exact(VECTORS_OF_BLOCKS).zip(bounds.weighed_with.chunks_exact(group));
+                    for (largest, then) in spans {
+                        let (least, most) = corrections(then, softmax, scale);
+                        self.lower.extend(largest.iter().map(|blocks| blocks.map(|mean| mean * least)));
+                        self.upper.extend(largest.iter().map(|blocks| blocks.map(|mean| mean * most)));
+                    }
                 }
             }
             Ranking::Each => {
                 for g in 0..group {
-                    self.lower.extend(vectors().map(|largest| largest[g]));
+                    let vectors = stretches.iter().flat_map(|bounds| bounds.largest.chunks_exact(group));
+                    self.lower.extend(vectors.map(|largest| largest[g]));
                 }
             }
         }
@@ -183,8 +195,8 @@ impl Shortlist {
             let lower = &lower[whole.clone()];
             let kept = top_n(lower, free, entries, scratch)?;
             let least = scratch[..kept].iter().fold(f32::INFINITY, |bar, i| bar.min(lower[*i as usize]));
-            // Powers of two are rounded: a hair of room. Not for scores, which are the same both times.
-            bars.push(if self.upper.is_empty() { least } else { least * (1.0 - 1e-5) });
+            // Weights are rounded: a hair of room. Not for scores, which are the same both times.
+            bars.push(if self.upper.is_empty() { least } else { least * (1.0 - 1e-3) });
         }
         self.runs.clear();
         self.positions.clear();
@@ -216,36 +228,6 @@ impl Shortlist {
         scores.resize(VECTORS * group, [0.0; LANES]);
         worth.resize(ranking.lists(group) * positions.len(), 0.0);
         score_again(sketches, softmax, ranking, runs, scores, worth, positions.len());
-    }
-}
-
-dispatch! {
-    /// Per vector of blocks: the largest of the queries' weights, and their sum.
-    fn limits(largest: &[[f32; LANES]], softmax: &[Softmax], scale: f32, lower: &mut Vec<[f32; LANES]>, upper: &mut Vec<[f32; LANES]>)
-        = limits_kernel
-}
-
-#[inline(always)]
-fn limits_kernel<S: Simd>(
-    simd: S,
-    largest: &[[f32; LANES]],
-    softmax: &[Softmax],
-    scale: f32,
-    lower: &mut Vec<[f32; LANES]>,
-    upper: &mut Vec<[f32; LANES]>,
-) {
-    for largest in largest.chunks_exact(softmax.len()) {
-        let (mut most, mut sum) = (simd.splat(0.0), simd.splat(0.0));
-        for (largest, softmax) in largest.iter().zip(softmax) {
-            let weight = weight(simd, largest, softmax, scale);
-            most = simd.max(simd.mul(weight, simd.splat(softmax.total)), most);
-            sum = simd.mul_add(weight, simd.splat(softmax.total), sum);
-        }
-        let mut lanes = [[0.0; LANES]; 2];
-        simd.store(most, &mut lanes[0]);
-        simd.store(sum, &mut lanes[1]);
-        lower.push(lanes[0]);
-        upper.push(lanes[1]);
     }
 }
 
