@@ -16,6 +16,7 @@ use fasa_burn::generate::Cancel;
 use fasa_burn::method::Method;
 use fasa_burn::model::{Decoder, Logits, Observer, Watch, to_host};
 use fasa_burn::ops::Recorder;
+use fasa_burn::sequence::Sequence;
 use fasa_burn::{Device, Dtype};
 use fasa_core::criterion::CriterionKind;
 use fasa_core::sketch::Precision;
@@ -147,7 +148,7 @@ fn a_short_context_does_not_become_a_long_one() {
     read(&mut cache, 60).expect("short");
     read(&mut cache, 4).expect("still short");
     let error = read(&mut cache, 1).expect_err("no longer short").to_string();
-    assert!(error.contains("64 tokens") && error.contains("KvCache::expect"), "{error}");
+    assert!(error.contains("65 positions") && error.contains("KvCache::expect"), "{error}");
     // One that was announced, or read at once, goes on; so does one that begins anew.
     cache.truncate(0);
     cache.expect(65);
@@ -166,6 +167,13 @@ fn a_short_context_does_not_become_a_long_one() {
     };
     let written = model.generate(&[5; 60], &mut model.new_cache(1), &options, &mut |_| true).expect("runs").tokens;
     assert_eq!(written.len(), 8);
+    // A sequence knows its tokens, and reads them again where it must: as if all had been read at once.
+    let mut sequence = Sequence::new(&model, 1);
+    model.follow(&mut sequence, &[5; 50], &options, &mut |_| true).expect("short");
+    let outcome = model.follow(&mut sequence, &[5; 60], &options, &mut |_| true).expect("long");
+    assert_eq!((outcome.held_tokens, outcome.tokens), (0, written));
+    let outcome = model.follow(&mut sequence, &[5; 62], &options, &mut |_| true).expect("long");
+    assert!(outcome.held_tokens >= 60);
 }
 
 /// Both spellings of the rotary parameters give one model.
