@@ -6,8 +6,8 @@
 mod choices;
 mod family;
 mod fields;
-mod layers;
 mod generation;
+mod layers;
 mod rope;
 
 use std::path::Path;
