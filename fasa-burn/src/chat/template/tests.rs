@@ -134,7 +134,10 @@ fn a_template_that_does_not_end_is_stopped() {
 fn templates_are_found_beside_the_model() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
-    let found = || ChatTemplate::read(folder.path());
+    let found = || {
+        let settings = TokenizerSettings::read(folder.path())?;
+        ChatTemplate::find(Some(folder.path()), settings.as_ref())
+    };
     assert!(found().unwrap().is_none());
     write("tokenizer_config.json", &json!({"bos_token": "<s>"}).to_string());
     assert!(found().unwrap().is_none());
