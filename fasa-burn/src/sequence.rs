@@ -1,6 +1,7 @@
 //! A text that is being read and written: its tokens, and the cache that holds them.
 
 use crate::cache::KvCache;
+use crate::config::RopeScaling;
 use crate::error::Result;
 use crate::generate::{Event, Options, Outcome};
 use crate::model::Decoder;
@@ -59,7 +60,7 @@ impl Decoder {
         options: &Options,
         listen: &mut dyn FnMut(Event) -> bool,
     ) -> Result<Outcome> {
-        sequence.truncate(sequence.held(text));
+        sequence.truncate(self.keeps(sequence, text, options.max_new_tokens));
         let Sequence { cache, tokens } = sequence;
         let outcome = self.write(text, tokens.len(), cache, options, listen);
         let written = outcome.as_ref().map_or(&[][..], |outcome| outcome.tokens.as_slice());
@@ -68,6 +69,20 @@ impl Decoder {
         tokens.clear();
         tokens.extend(text.iter().chain(written).take(cache.len()));
         outcome
+    }
+
+    /// How many of the held tokens serve a longer text. Where rotary frequencies follow the length of the context, keys
+    /// that were turned for a shorter one do not.
+    fn keeps(&self, sequence: &Sequence, text: &[u32], room: usize) -> usize {
+        match self.config().rope.scaling {
+            RopeScaling::Dynamic { original, .. } if text.len() > original => 0,
+            RopeScaling::Long { original, .. }
+                if sequence.cache.expected() <= original && text.len() + room > original =>
+            {
+                0
+            }
+            _ => sequence.held(text),
+        }
     }
 
     /// Reads `text` into the sequence and writes nothing.
@@ -81,7 +96,7 @@ impl Decoder {
         options: &Options,
         listen: &mut dyn FnMut(Event) -> bool,
     ) -> Result<()> {
-        sequence.truncate(sequence.held(text));
+        sequence.truncate(self.keeps(sequence, text, options.max_new_tokens));
         let Sequence { cache, tokens } = sequence;
         self.check_room(&text[tokens.len()..], cache.len(), 1)?;
         let read = self.prefill(&text[tokens.len()..], cache, options, listen);

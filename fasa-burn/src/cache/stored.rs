@@ -1,6 +1,7 @@
 //! A cache from and to bytes: what a saved session holds.
 
 use super::{KvCache, SketchLayer, SketchTensors, Sketched, Slot};
+use crate::config::ModelConfig;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::method::Method;
@@ -24,9 +25,9 @@ impl KvCache {
     }
 
     /// Makes the sketch rows that `method` will want of the tokens held.
-    pub(crate) fn complete_sketch(&mut self, method: &Method) -> Result<()> {
+    pub(crate) fn complete_sketch(&mut self, method: &Method, config: &ModelConfig) -> Result<()> {
         if let Method::Fasa { plan, .. } = method {
-            for layer in method.dense_layers(self.layers.len())..self.layers.len() {
+            for layer in (0..self.layers.len()).filter(|layer| method.is_sparse(*layer, config.window(*layer))) {
                 self.sketch(layer, self.len, plan)?;
             }
         }

@@ -16,6 +16,8 @@ pub(super) struct Header {
     model: Model,
     dtype: String,
     pub tokens: usize,
+    /// Tokens of the context that the text was read for: some models turn by it.
+    pub context: usize,
     pub sketch: Option<Sketch>,
     pub messages: Vec<Message>,
 }
@@ -55,6 +57,7 @@ impl Header {
     pub fn new(
         decoder: &Decoder,
         tokens: usize,
+        context: usize,
         sketch: Option<&(&OwnedPlan, Vec<usize>)>,
         messages: &[Message],
     ) -> Self {
@@ -62,6 +65,7 @@ impl Header {
             model: model(decoder),
             dtype: decoder.dtype().name().into(),
             tokens,
+            context,
             sketch: sketch.map(|(plan, layers)| Sketch::new(plan, layers)),
             messages: messages.to_vec(),
         }
@@ -93,7 +97,7 @@ impl Header {
             return Err(Error::session(path, problem, format!("pass `--dtype {}`", self.dtype)));
         }
         let positions = decoder.config().max_position_embeddings;
-        if self.tokens == 0 || self.tokens > positions {
+        if self.tokens == 0 || self.tokens > positions || self.context > positions {
             let problem = format!("claims {} tokens, the model has {positions} positions", self.tokens);
             return Err(Error::session(path, problem, SAVE_AGAIN));
         }

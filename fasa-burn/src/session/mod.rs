@@ -52,10 +52,10 @@ pub fn save(
     if sequence.tokens.is_empty() {
         return Err(Error::session(path, "would hold no token", "read a prompt before saving"));
     }
-    sequence.cache.complete_sketch(method)?;
+    sequence.cache.complete_sketch(method, decoder.config())?;
     let (cache, tokens) = (&sequence.cache, &sequence.tokens);
     let sketch = cache.sketched();
-    let header = Header::new(decoder, tokens.len(), sketch.as_ref(), messages);
+    let header = Header::new(decoder, cache.len(), cache.expected(), sketch.as_ref(), messages);
     let mut file = Writer::create(path, &header.to_json(path)?)?;
     let ids: Vec<u8> = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
     file.table(&ids)?;
@@ -100,6 +100,7 @@ pub fn load(path: &Path, decoder: &Decoder, method: &Method, room: usize) -> Res
         cache.restore_layer(layer, header.tokens, &mut |bytes| file.table(bytes))?;
     }
     cache.advance(header.tokens);
+    cache.expect(header.context);
     if let (Some(plan), Some(sketch)) = (plan, &header.sketch) {
         cache.restore_sketch(plan, &sketch.layers, &mut |bytes| file.table(bytes))?;
     }

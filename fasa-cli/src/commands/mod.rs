@@ -1,5 +1,6 @@
 //! One file per command.
 
+mod batch;
 pub mod bench;
 pub mod calibrate;
 pub mod chat;
@@ -7,6 +8,8 @@ pub mod demo;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
+pub mod overlap;
+pub mod report;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -36,6 +39,10 @@ enum Command {
     Inspect(inspect::Args),
     /// Ask questions with known answers and count the right ones, method by method
     Eval(eval::Args),
+    /// Make one page of results: tables, curves, heat maps
+    Report(report::Args),
+    /// Compare the chunks that different calibrations choose
+    Overlap(overlap::Args),
     /// Measure speed, beside what the memory allows
     Bench(bench::Args),
 }
@@ -53,6 +60,8 @@ impl Cli {
             Command::Calibrate(args) => calibrate::run(&args, cancel),
             Command::Inspect(args) => inspect::run(&args),
             Command::Eval(args) => eval::run(&args, cancel),
+            Command::Report(args) => report::run(&args),
+            Command::Overlap(args) => overlap::run(&args, cancel),
             Command::Bench(args) => bench::run(&args, cancel),
         }
     }

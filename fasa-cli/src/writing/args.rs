@@ -174,16 +174,23 @@ impl ChatArgs {
     /// As [`template`](Self::template), and if a system message is given for a conversation that has begun.
     pub fn begin(&self, model: &LanguageModel, session: Session) -> Result<Conversation> {
         let template = self.template(model)?;
-        let arguments: BTreeMap<_, _> = self.template_arg.iter().cloned().collect();
         let mut messages = session.messages;
-        if let Some(text) = &self.system {
-            ensure!(
-                messages.is_empty(),
-                "`--system` comes before a conversation, and the loaded session has begun one; leave it out"
-            );
-            messages.push(Message::new(Role::System, text));
-        }
-        Ok(Conversation::new(template, arguments, messages, session.sequence))
+        ensure!(
+            self.system.is_none() || messages.is_empty(),
+            "`--system` comes before a conversation, and the loaded session has begun one; leave it out"
+        );
+        messages.extend(self.messages());
+        Ok(Conversation::new(template, self.arguments(), messages, session.sequence))
+    }
+
+    /// What a new conversation begins with.
+    pub fn messages(&self) -> Vec<Message> {
+        self.system.iter().map(|text| Message::new(Role::System, text)).collect()
+    }
+
+    /// Further variables of the template.
+    pub fn arguments(&self) -> BTreeMap<String, serde_json::Value> {
+        self.template_arg.iter().cloned().collect()
     }
 }
 
