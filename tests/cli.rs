@@ -674,3 +674,49 @@ fn a_prompt_once_read_is_saved_and_continued() {
     let refusal = with_input(&[&chat[..], &["--load-session", &talk, "--system", "x"]].concat(), "");
     assert!(String::from_utf8_lossy(&refusal.stderr).contains("--system"));
 }
+
+/// Prompts of unequal length, each with its own budget, written together: what each gets alone.
+#[test]
+fn a_batch_is_its_prompts_one_by_one() {
+    let folder = talking_nano();
+    let model = folder.path().to_str().expect("UTF-8");
+    let file = folder.path().join("prompts.jsonl");
+    let long = format!("{FIRST} {}", "The lion slept by the river. ".repeat(60));
+    let budgets = ["24", "10%", "48", "24", "64", "24", "24", "24", "24", "24"];
+    let prompts: Vec<String> = (0..budgets.len()).map(|i| format!("{}{SECOND}", &long[..i * 150])).collect();
+    let lines: Vec<String> = prompts
+        .iter()
+        .zip(budgets)
+        .map(|(prompt, budget)| serde_json::json!({"prompt": prompt, "budget": budget, "seed": 5}).to_string())
+        .collect();
+    std::fs::write(&file, lines.join("\n\n")).expect("written");
+    let path = file.to_str().expect("UTF-8");
+    let common = ["--model", model, "--dense-below", "0", "--max-new-tokens", "10", "--format", "json"];
+    for sampling in [&["--temperature", "0"][..], &["--temperature", "1.1", "--seed", "5"]] {
+        let output = fasa(&[&["generate", "--prompts", path, "--batch", "9"], &common[..], sampling].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let lines = String::from_utf8(output.stdout).expect("UTF-8");
+        let batch: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(batch.len(), budgets.len());
+        for (i, together) in batch.iter().enumerate() {
+            let alone =
+                json(&[&["generate", prompts[i].as_str(), "--budget", budgets[i]], &common[..], sampling].concat());
+            for key in ["tokens", "text", "stop", "prompt_tokens", "tokens_kept"] {
+                assert_eq!(together[key], alone[key], "{key} of prompt {i}");
+            }
+            assert_eq!(together["line"], 2 * i + 1);
+        }
+    }
+    // Plain lines, as messages.
+    std::fs::write(&file, format!("{FIRST}\n{SECOND}\n")).expect("written");
+    let output = fasa(&[&["generate", "--prompts", path, "--chat"], &common[..]].concat());
+    let lines = String::from_utf8(output.stdout).expect("UTF-8");
+    let second: Value = serde_json::from_str(lines.lines().nth(1).expect("two lines")).expect("JSON");
+    assert_eq!(second["tokens"], json(&[&["generate", SECOND, "--chat"], &common[..]].concat())["tokens"]);
+    std::fs::write(&file, format!("{FIRST}\n{{\"prompt\": \"x\", \"budget\": \"0\"}}")).expect("written");
+    refused(&["generate", "--prompts", path], &["line 2", "prompts.jsonl", "at least 1"]);
+    std::fs::write(&file, "word ".repeat(9000)).expect("written");
+    refused(&["generate", "--prompts", path], &["line 1", "positions"]);
+    std::fs::write(&file, "\n").expect("written");
+    refused(&["generate", "--prompts", path], &["prompts.jsonl", "one per line"]);
+}

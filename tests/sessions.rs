@@ -229,8 +229,10 @@ fn damaged_sessions_are_refused() {
         ("huge rows", "\"row_bytes\":16", "\"row_bytes\":18446744073709551615", "sketch"),
         ("huge heads", "\"heads\":2,", "\"heads\":4000000000,", "sketch"),
         ("other heads", "\"heads\":2,", "\"heads\":4,", "heads"),
-        ("no such layer", "\"first_layer\":1", "\"first_layer\":6", "sketch"),
-        ("an earlier layer", "\"first_layer\":1", "\"first_layer\":0", ""),
+        ("no such layer", "[1,2,3,4,5]", "[1,2,3,4,6]", "sketch"),
+        ("a layer twice", "[1,2,3,4,5]", "[1,2,3,4,4]", "sketch"),
+        ("a layer more", "[1,2,3,4,5]", "[0,1,2,3,4,5]", ""),
+        ("a layer fewer", "[1,2,3,4,5]", "[1,2,3,4]", ""),
         ("an unknown field", "\"tokens\":20", "\"tokens\":20,\"extra\":1", "header"),
         ("no JSON", "{", "(", "header"),
     ] {

@@ -1,6 +1,7 @@
 //! A text that is being read and written: its tokens, and the cache that holds them.
 
 use crate::cache::KvCache;
+use crate::config::RopeScaling;
 use crate::error::Result;
 use crate::generate::{Event, Options, Outcome};
 use crate::model::Decoder;
@@ -71,10 +72,12 @@ impl Decoder {
     }
 
     /// How many tokens of `text` need not be read again; none where the text outgrows the angles that those held were turned
-    /// by.
+    /// by, or where angles follow its length.
     fn reusable(&self, sequence: &Sequence, text: &[u32], options: &Options) -> usize {
         let context = text.len().saturating_add(options.max_new_tokens).min(self.config().max_position_embeddings);
-        if self.outgrows(&sequence.cache, context) { 0 } else { sequence.held(text) }
+        let follows =
+            matches!(self.config().rope.scaling, RopeScaling::Dynamic { original, .. } if text.len() > original);
+        if follows || self.outgrows(&sequence.cache, context) { 0 } else { sequence.held(text) }
     }
 
     /// Reads `text` into the sequence and writes nothing.

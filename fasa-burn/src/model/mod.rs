@@ -1,5 +1,6 @@
 //! The decoder.
 
+mod batch;
 mod layer;
 mod load;
 mod parts;
