@@ -18,7 +18,7 @@ use crate::checkpoint::read_whole;
 use crate::error::{Error, Result};
 use choices::Attending;
 pub use choices::{Activation, Norm, NormPlace, QkNorm};
-use family::{FAMILIES, Family};
+use family::{Cap, FAMILIES, Family};
 use fields::Fields;
 pub use generation::GenerationConfig;
 pub use rope::{RopeConfig, RopeScaling};
@@ -209,10 +209,9 @@ impl ModelConfig {
             true => fields.positive(name).map(|x| x.unwrap_or(1.0)),
             false => Ok(1.0),
         };
-        let softcap = |name, i: usize| match family.softcaps {
-            Some(_) if fields.is_null(name) => Ok(None),
-            Some(defaults) => fields.positive(name).map(|x| x.or(defaults[i])),
-            None => Ok(None),
+        let softcap = |name, cap| match cap {
+            Cap::Given(default) if !fields.is_null(name) => fields.positive(name).map(|cap| cap.or(default)),
+            _ => Ok(None),
         };
         Ok(Self {
             vocab_size,
@@ -245,14 +244,14 @@ impl ModelConfig {
                 Attending::PreScalar => 1.0 / fields.positive("query_pre_attn_scalar")?.unwrap_or(256.0).sqrt(),
                 Attending::Multiplier => fields.positive("attention_multiplier")?.unwrap_or(1.0),
             },
-            attention_softcap: softcap("attn_logit_softcapping", 0)?,
+            attention_softcap: softcap("attn_logit_softcapping", family.attention_softcap)?,
             embedding_multiplier: match family.embedding_root {
                 true => (hidden_size as f64).sqrt(),
                 false => multiplier("embedding_multiplier")?,
             },
             residual_multiplier: multiplier("residual_multiplier")?,
             logits_multiplier: 1.0 / multiplier("logits_scaling")?,
-            logits_softcap: softcap("final_logit_softcapping", 1)?,
+            logits_softcap: softcap("final_logit_softcapping", family.logits_softcap)?,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(family.tied),
             bos_token_id: fields.token_id("bos_token_id")?,
             eos_token_ids: fields.token_ids("eos_token_id")?,
