@@ -115,9 +115,18 @@ fn broken_weights() {
             &["model.layers.6.self_attn.q_proj.weight", "does not have", "config.json"],
         ),
         (
-            "a missing tensor",
-            |f| rewrite(f, |tensors| tensors.retain(|(name, _)| name != "model.layers.2.mlp.up_proj.weight")),
-            &["model.layers.2.mlp.up_proj.weight", "missing"],
+            "missing tensors, all of them listed",
+            |f| {
+                rewrite(f, |tensors| {
+                    tensors.retain(|(name, _)| !name.contains("layers.2.mlp") && name != "model.norm.weight")
+                })
+            },
+            &[
+                "4 of the model's",
+                "layers.2.mlp.up_proj.weight",
+                "layers.2.mlp.gate_proj.weight",
+                "`model.norm.weight`",
+            ],
         ),
         (
             "a truncated file",

@@ -135,7 +135,7 @@ fn sessions_of_others_are_refused() {
         fasa("fasa-default.profile", config)
     };
     let cases: [(&Decoder, Method, &[&str]); 6] = [
-        (&other, Method::Dense, &["another model", "`layers`", "--model"]),
+        (&other, Method::Dense, &["another model", ", here ", "--model"]),
         (&nano(Dtype::F32), Method::Dense, &["f16", "f32", "--dtype f16"]),
         (&decoder, fasa("fasa-paper.profile", FasaConfig::PAPER), &["sketch", "8 chunks in f16", "16 chunks in int4"]),
         (&decoder, changed(|c| c.chunks = ChunkCount::Count(8)), &["8 chunks", "16 chunks", "settings"]),

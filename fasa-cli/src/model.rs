@@ -1,6 +1,7 @@
 //! A model with its tokenizer, from a folder or from this binary.
 
 use crate::builtin;
+use crate::hub;
 use crate::settings::{DtypeName, ModelArgs};
 use crate::terminal;
 use crate::threads;
@@ -40,9 +41,10 @@ pub fn read_config(path: &Path) -> Result<ModelConfig> {
     if path == Path::new(builtin::NAME) && !path.exists() {
         return Ok(ModelConfig::from_json(builtin::CONFIG, Path::new("nano/config.json"))?);
     }
-    match gguf::is_gguf(path) {
-        true => Ok(Gguf::open(path)?.config()?),
-        false => Ok(ModelConfig::read(path)?),
+    let path = hub::resolve(path)?;
+    match gguf::is_gguf(&path) {
+        true => Ok(Gguf::open(&path)?.config()?),
+        false => Ok(ModelConfig::read(&path)?),
     }
 }
 
@@ -80,6 +82,12 @@ impl LanguageModel {
             let checkpoint = Checkpoint::from_bytes("nano/model.safetensors", builtin::WEIGHTS)?;
             let tokenizer = Tokenizer::from_bytes("nano/tokenizer.json", builtin::TOKENIZER)?;
             return Self::assemble(args, config, tokenizer, None, &checkpoint);
+        }
+        let path = hub::resolve(&args.model)?;
+        if path != args.model {
+            let mut model = Self::load(&ModelArgs { model: path, threads: None, ..args.clone() })?;
+            model.name = args.model.display().to_string();
+            return Ok(model);
         }
         if args.model.is_file() && gguf::is_gguf(&args.model) {
             let file = Gguf::open(&args.model)?;

@@ -11,12 +11,6 @@ use half::f16;
 use std::sync::Arc;
 
 impl KvCache {
-    /// Bytes of the keys of one layer, as of its values, with `len` tokens.
-    pub(crate) fn layer_bytes(&self, len: usize) -> usize {
-        let [heads, _, dim] = self.layers.first().map_or([0; 3], |layer| layer.get().0.dims());
-        heads * len * dim * self.dtype.bytes()
-    }
-
     /// Keys and values of `layer`, `[kv_heads, len, head_dim]` each, in the cache's number format.
     pub(crate) fn layer_data(&self, layer: usize) -> Result<[TensorData; 2]> {
         let (keys, values) = self.rows(layer);

@@ -3,6 +3,7 @@
 mod batch;
 mod layer;
 mod load;
+mod names;
 mod parts;
 
 pub use load::LoadProgress;
