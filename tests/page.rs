@@ -131,7 +131,7 @@ fn in_browsers(folder: &Path, page: &str) {
         let complaints = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!complaints.contains("CONSOLE"), "{complaints}");
         let dom = String::from_utf8_lossy(&output.stdout).into_owned();
-        let seen = dom.split_once("id=\"seen\">").and_then(|(_, rest)| rest.split_once("</pre>"));
+        let seen = dom.rsplit_once("id=\"seen\">").and_then(|(_, rest)| rest.split_once("</pre>"));
         let seen: Vec<Value> = serde_json::from_str(seen.expect("the script ran").0).expect("JSON");
         for (view, width) in seen.iter().zip([390.0, 1200.0]) {
             assert!(view["wide"].as_f64().expect("a number") <= width, "wider than {width}: {view}");
