@@ -18,3 +18,4 @@ pub mod settings;
 pub mod tasks;
 pub mod terminal;
 pub mod threads;
+pub mod writing;

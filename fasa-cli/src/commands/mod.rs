@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod calibrate;
+pub mod chat;
 pub mod demo;
 pub mod eval;
 pub mod generate;
@@ -29,6 +30,8 @@ enum Command {
     Demo(demo::Args),
     /// Continue a prompt
     Generate(generate::Args),
+    /// Talk with a model, turn by turn
+    Chat(chat::Args),
     /// Find the dominant chunks of a model and write its profile
     Calibrate(calibrate::Args),
     /// Show what is in a profile or a model
@@ -52,6 +55,7 @@ impl Cli {
         match self.command.unwrap_or_else(|| Command::Demo(demo::Args::default())) {
             Command::Demo(args) => demo::run(&args, cancel),
             Command::Generate(args) => generate::run(&args, cancel),
+            Command::Chat(args) => chat::run(&args, cancel),
             Command::Calibrate(args) => calibrate::run(&args, cancel),
             Command::Inspect(args) => inspect::run(&args),
             Command::Eval(args) => eval::run(&args, cancel),

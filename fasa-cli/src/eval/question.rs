@@ -98,6 +98,7 @@ pub fn put(
     let prompt = &question.prefill;
     let room = prompt.len() + question.then.room();
     let mut cache = decoder.new_cache(room);
+    cache.expect(room);
     let window = wanted.iter().map(|(c, _)| contenders[*c].window()).max().unwrap_or(0);
     let (first, trace) = prefill(model, prompt, window, &mut cache, cancel)?;
     let mut cells = Vec::new();
