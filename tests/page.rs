@@ -74,6 +74,19 @@ fn the_page_is_whole_and_needs_nothing_else() {
     }
     assert!(!page.contains("<script") && !page.contains("NaN"));
 
+    let (results, tables) = (folder.path().join("results.jsonl"), folder.path().join("tables.md"));
+    let (results, tables) = (results.to_str().expect("UTF-8"), tables.to_str().expect("UTF-8"));
+    let (ok, said) = fasa(&["report", results, "--output", tables]);
+    assert!(ok, "{said}");
+    let written = std::fs::read_to_string(tables).expect("written");
+    assert!(written.contains("| method | budget | kv | needle | bytes per step |"), "{written}");
+    assert!(
+        written.contains("fasa eval kv needle --tokens 500") && written.contains("| streaming | 64 | "),
+        "{written}"
+    );
+    let (ok, said) = fasa(&["report", results, "--output", tables, "--profile", "x"]);
+    assert!(!ok, "{said}");
+
     let (ok, said) = fasa(&["report", path.to_str().expect("UTF-8")]);
     assert!(!ok && said.contains("line 1") && said.contains("page.html"), "{said}");
     let (ok, said) = fasa(&["report", "no-such.jsonl"]);

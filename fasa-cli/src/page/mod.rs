@@ -1,5 +1,6 @@
 //! Results as one page that needs nothing but itself: tables, curves, heat maps, and how they came about.
 
+pub mod markdown;
 mod tables;
 
 use crate::eval::charts;
