@@ -3,6 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`config`], [`checkpoint`], [`text`] | a Hugging Face folder: `config.json`, safetensors, `tokenizer.json` |
+//! | [`gguf`] | the same in one GGUF file |
 //! | [`model`] | the decoder |
 //! | [`dtype`] | number formats of weights and cache |
 //! | [`cache`] | keys, values and sketches, appended in place |
@@ -28,6 +29,7 @@ pub mod dtype;
 pub mod error;
 pub mod evicting;
 pub mod generate;
+pub mod gguf;
 pub mod measure;
 pub mod method;
 pub mod model;
