@@ -5,10 +5,11 @@
 //! cube is one team. A team reads keys of a tile of rows, turns scores to weights relative to the largest score so far,
 //! and adds up values; what teams and cubes have found is merged by the usual rule for partial softmaxes.
 
-mod kernel;
+pub(crate) mod kernel;
 
 use crate::device::{Gpu, buffer};
-use crate::error::{Result, ensure};
+use crate::error::{Error, Result, ensure};
+use crate::length::Length;
 use crate::numbers::Format;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -37,6 +38,12 @@ impl Cache {
         ensure(self.dim.is_multiple_of(2) && self.dim > 0 && self.dim <= 512, "dim", "an even number up to 512")?;
         Ok(self.dim / self.format.per_word())
     }
+
+    /// Words of a row, and of a vector that is read at once.
+    fn vectors(&self) -> Result<(usize, usize)> {
+        let words = self.words()?;
+        Ok((words, [4, 2, 1].into_iter().find(|v| words.is_multiple_of(*v)).unwrap_or(1)))
+    }
 }
 
 /// Which rows a query attends to.
@@ -44,6 +51,8 @@ impl Cache {
 pub enum Rows<'a> {
     /// The first of every head.
     First(usize),
+    /// The first of every head, whose number may be kept on the device.
+    Kept(&'a Length),
     /// `[lists, count]` positions. There may be several lists per KV head, each for a share of its query heads.
     Chosen {
         /// Positions.
@@ -59,7 +68,7 @@ pub enum Rows<'a> {
 const NOTHING: f32 = -1.0e30;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Config {
+pub(crate) struct Config {
     format: Format,
     native_half: bool,
     dim: usize,
@@ -79,6 +88,8 @@ struct Config {
     chosen: bool,
     /// Whether the cube's result is the whole one.
     whole: bool,
+    /// Whether the number of rows is read from the device.
+    device_len: bool,
 }
 
 impl Config {
@@ -123,6 +134,7 @@ pub fn attend_into(
 ) -> Result<()> {
     let (count, lists) = match rows {
         Rows::First(count) => (count, 1),
+        Rows::Kept(len) => (len.most(), 1),
         Rows::Chosen { count, lists, .. } => (count, lists),
     };
     let all_lists = cache.heads * lists;
@@ -134,13 +146,14 @@ pub fn attend_into(
     )?;
     let group = query_heads / all_lists;
     ensure(group <= 16, "group", "1 to 16 query heads can share a list")?;
-    let words = cache.words()?;
-    let vector = [4, 2, 1].into_iter().find(|v| words.is_multiple_of(*v)).unwrap_or(1);
-    let (config, splits, per_cube) =
+    let (words, vector) = cache.vectors()?;
+    let length = if let Rows::Kept(len) = rows { len.handle() } else { None };
+    let (mut config, splits, per_cube) =
         plan(gpu, cache, group, words / vector, count, all_lists, matches!(rows, Rows::Chosen { .. }));
+    config.device_len = length.is_some();
     let positions = match rows {
         Rows::Chosen { positions, .. } => (positions.clone(), all_lists * count),
-        Rows::First(_) => (queries.clone(), 1),
+        Rows::First(_) | Rows::Kept(_) => (queries.clone(), 1),
     };
     let (partials, states) = if config.whole {
         (out.clone(), out.clone())
@@ -162,6 +175,7 @@ pub fn attend_into(
             buffer(&positions.0, positions.1),
             buffer(&partials, query_heads * splits * cache.dim),
             buffer(&states, if config.whole { 1 } else { query_heads * splits * 2 }),
+            buffer(length.unwrap_or(queries), 1),
             cache.capacity as u32,
             count as u32,
             per_cube as u32,
@@ -184,6 +198,45 @@ pub fn attend_into(
         }
     }
     Ok(())
+}
+
+/// Attention that follows a selection in the same launch.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention<'a> {
+    /// `[query_heads, dim]`, f32.
+    pub queries: &'a Handle,
+    /// Query heads.
+    pub query_heads: usize,
+    /// Keys and values.
+    pub cache: &'a Cache,
+    /// `[query_heads, dim]`, f32.
+    pub out: &'a Handle,
+}
+
+impl Attention<'_> {
+    /// Whether one cube attends to a list's `count` rows sooner than many cubes of another launch would.
+    pub fn is_short(&self, gpu: &Gpu, count: usize) -> bool {
+        count <= 512 && gpu.traits.plane > 0 && gpu.traits.shared_memory >= 96 * 1024 && gpu.traits.max_units >= 512
+    }
+
+    /// How a cube of `units` attends to all rows of a list, and words of a vector.
+    pub(crate) fn by_one_cube(&self, gpu: &Gpu, rows: Rows<'_>, units: u32) -> Result<(Config, usize)> {
+        let Rows::Chosen { count, lists, .. } = rows else {
+            return Err(Error::Shape { what: "rows", problem: "chosen ones" });
+        };
+        ensure(self.is_short(gpu, count), "rows", "too many for one cube of this device")?;
+        let all_lists = self.cache.heads * lists;
+        ensure(all_lists > 0 && self.query_heads.is_multiple_of(all_lists), "query_heads", "lists share them equally")?;
+        let group = self.query_heads / all_lists;
+        ensure((1..=16).contains(&group), "group", "1 to 16 query heads can share a list")?;
+        let (words, vector) = self.cache.vectors()?;
+        let (config, ..) = plan(gpu, self.cache, group, words / vector, count, all_lists, true);
+        let config = Config { batches: 1, teams: units as usize / config.team, whole: true, ..config };
+        // What teams have found of a list comes together in shared memory.
+        let found = config.teams * group * self.cache.dim * 4;
+        ensure(found <= gpu.traits.shared_memory / 2, "dim", "too many numbers for the shared memory of one cube")?;
+        Ok((config, vector))
+    }
 }
 
 /// Shape of cubes, how many share a list's rows, and rows per cube.
@@ -221,6 +274,7 @@ fn plan(
         plane,
         chosen,
         whole: false,
+        device_len: false,
     };
     let step = config.tile() * teams;
     let wanted = (2 * gpu.traits.processors as usize).div_ceil(lists).max(1);

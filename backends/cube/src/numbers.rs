@@ -35,6 +35,17 @@ pub(crate) fn half_to_f32(bits: u32) -> f32 {
     f32::reinterpret(value | ((bits & 0x8000) << 16))
 }
 
+/// The lower or upper half of a word.
+#[cube]
+pub(crate) fn scale_at(word: u32, upper: bool, #[comptime] native_half: bool) -> f32 {
+    if comptime!(native_half) {
+        let halves = Vector::<half::f16, Const<2>>::reinterpret(word);
+        select(upper, f32::cast_from(halves.extract(1usize)), f32::cast_from(halves.extract(0usize)))
+    } else {
+        half_to_f32(select(upper, word >> 16, word & 0xffff))
+    }
+}
+
 /// `x` rounded to a half, ties to even.
 #[cube]
 pub(crate) fn f32_to_half(x: f32) -> u32 {
