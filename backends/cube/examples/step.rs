@@ -8,9 +8,9 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 use cubecl::{CubeCount, CubeDim, Device, future::block_on};
 use fasa_core::sketch::Precision;
-use fasa_cube::attend::{Attention, Cache, Rows, attend_into};
+use fasa_cube::attend::{Cache, Rows, attend_into};
 use fasa_cube::combine::{Importance, combine_into, rank};
-use fasa_cube::select::{best_attend, best_into};
+use fasa_cube::select::best_into;
 use fasa_cube::step::{Choice, Scratch, step};
 use fasa_cube::tip::{Channels, Scores, Sketch, score_into, score_stride};
 use fasa_cube::{Format, Gpu, Length};
@@ -308,20 +308,17 @@ fn stages(bench: &mut Bench, made: &[Layer], sketched: &[Sketch], channels: &Cha
                 if stages > 1 {
                     combine_into(gpu, &scores, &importance).unwrap();
                 }
-                let attention = Attention { queries, query_heads, cache, out };
-                match stages {
-                    3 | 4 => best_into(gpu, &importance, BUDGET, &positions).unwrap(),
-                    5 => best_attend(gpu, &importance, BUDGET, &positions, &attention).unwrap(),
-                    _ => {}
+                if stages > 2 {
+                    best_into(gpu, &importance, BUDGET, &positions).unwrap();
                 }
-                if stages == 4 {
+                if stages > 3 {
                     let rows = Rows::Chosen { positions: &positions, count: BUDGET, lists: 1 };
                     attend_into(gpu, queries, query_heads, cache, rows, out).unwrap();
                 }
             })
         };
         print!("  {name}, {heads} heads, {tokens} tokens, {cubes} cubes a processor:");
-        let labels = ["scores", "+ importance", "+ selection", "+ attention", "or both in one"];
+        let labels = ["scores", "+ importance", "+ selection", "+ attention"];
         for (i, label) in labels.iter().enumerate() {
             if cubes == before || i < 1 {
                 print!(" {label} {:.1}", upto(i + 1).device);

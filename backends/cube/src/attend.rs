@@ -5,10 +5,10 @@
 //! cube is one team. A team reads keys of a tile of rows, turns scores to weights relative to the largest score so far,
 //! and adds up values; what teams and cubes have found is merged by the usual rule for partial softmaxes.
 
-pub(crate) mod kernel;
+mod kernel;
 
 use crate::device::{Gpu, buffer};
-use crate::error::{Error, Result, ensure};
+use crate::error::{Result, ensure};
 use crate::length::Length;
 use crate::numbers::Format;
 use cubecl::prelude::*;
@@ -64,11 +64,14 @@ pub enum Rows<'a> {
     },
 }
 
+/// Rows of a list that one cube reads.
+const SHORT: usize = 256;
+
 /// Less than any score.
 const NOTHING: f32 = -1.0e30;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Config {
+struct Config {
     format: Format,
     native_half: bool,
     dim: usize,
@@ -200,45 +203,6 @@ pub fn attend_into(
     Ok(())
 }
 
-/// Attention that follows a selection in the same launch.
-#[derive(Debug, Clone, Copy)]
-pub struct Attention<'a> {
-    /// `[query_heads, dim]`, f32.
-    pub queries: &'a Handle,
-    /// Query heads.
-    pub query_heads: usize,
-    /// Keys and values.
-    pub cache: &'a Cache,
-    /// `[query_heads, dim]`, f32.
-    pub out: &'a Handle,
-}
-
-impl Attention<'_> {
-    /// Whether one cube attends to a list's `count` rows sooner than many cubes of another launch would.
-    pub fn is_short(&self, gpu: &Gpu, count: usize) -> bool {
-        count <= 512 && gpu.traits.plane > 0 && gpu.traits.shared_memory >= 96 * 1024 && gpu.traits.max_units >= 512
-    }
-
-    /// How a cube of `units` attends to all rows of a list, and words of a vector.
-    pub(crate) fn by_one_cube(&self, gpu: &Gpu, rows: Rows<'_>, units: u32) -> Result<(Config, usize)> {
-        let Rows::Chosen { count, lists, .. } = rows else {
-            return Err(Error::Shape { what: "rows", problem: "chosen ones" });
-        };
-        ensure(self.is_short(gpu, count), "rows", "too many for one cube of this device")?;
-        let all_lists = self.cache.heads * lists;
-        ensure(all_lists > 0 && self.query_heads.is_multiple_of(all_lists), "query_heads", "lists share them equally")?;
-        let group = self.query_heads / all_lists;
-        ensure((1..=16).contains(&group), "group", "1 to 16 query heads can share a list")?;
-        let (words, vector) = self.cache.vectors()?;
-        let (config, ..) = plan(gpu, self.cache, group, words / vector, count, all_lists, true);
-        let config = Config { batches: 1, teams: units as usize / config.team, whole: true, ..config };
-        // What teams have found of a list comes together in shared memory.
-        let found = config.teams * group * self.cache.dim * 4;
-        ensure(found <= gpu.traits.shared_memory / 2, "dim", "too many numbers for the shared memory of one cube")?;
-        Ok((config, vector))
-    }
-}
-
 /// Shape of cubes, how many share a list's rows, and rows per cube.
 fn plan(
     gpu: &Gpu,
@@ -253,7 +217,20 @@ fn plan(
     let lanes = vectors_of_row.next_power_of_two().min(32);
     let vectors = vectors_of_row.div_ceil(lanes);
     let padded = group.next_power_of_two();
-    let (team, teams) = (32, if plane > 0 { if padded > 4 { 4 } else { 8 } } else { 1 });
+    // A short list is read by one cube, which needs nobody to merge what others have found.
+    let alone = chosen && count <= SHORT && padded <= 4 && gpu.traits.shared_memory >= 64 * 1024;
+    let (team, teams) = (
+        32,
+        if plane == 0 {
+            1
+        } else if padded > 4 {
+            4
+        } else if alone {
+            16
+        } else {
+            8
+        },
+    );
     let rows = (16 / padded).clamp(1, 4);
     let slots = team / lanes;
     // Few rows are read by as many units as there are; many rows in tiles of one row per unit of the team.
@@ -278,7 +255,13 @@ fn plan(
     };
     let step = config.tile() * teams;
     let wanted = (2 * gpu.traits.processors as usize).div_ceil(lists).max(1);
-    let per_cube = if few { step } else { count.div_ceil(wanted).next_multiple_of(step) };
+    let per_cube = if alone && plane > 0 {
+        count.next_multiple_of(step)
+    } else if few {
+        step
+    } else {
+        count.div_ceil(wanted).next_multiple_of(step)
+    };
     let splits = count.div_ceil(per_cube);
     config.whole = splits == 1;
     (config, splits, per_cube)

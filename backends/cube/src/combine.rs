@@ -5,8 +5,9 @@ mod kernel;
 use crate::device::{Gpu, buffer};
 use crate::error::{Result, ensure};
 use crate::length::Length;
+use crate::numbers::Format;
 use crate::spans::{Spans, UNITS};
-use crate::tip::{Scores, score_stride};
+use crate::tip::{Scores, are_halves, score_stride, score_words};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use kernel::{combine_kernel, rank_kernel};
@@ -39,6 +40,9 @@ struct Config {
     spans: Spans,
     plane: u32,
     device_len: bool,
+    native_half: bool,
+    /// Whether the scores are halves.
+    half: bool,
 }
 
 impl Config {
@@ -49,6 +53,29 @@ impl Config {
     /// Query heads of a list whose scores lie next to each other.
     const fn together(&self) -> usize {
         if self.group < self.sketch_group { self.group } else { self.sketch_group }
+    }
+
+    const fn format(&self) -> Format {
+        if self.half { Format::F16 } else { Format::F32 }
+    }
+
+    /// Scores of a word.
+    const fn per_word(&self) -> usize {
+        if self.half { 2 } else { 1 }
+    }
+
+    /// Whether a list's scores are whole words.
+    const fn whole_words(&self) -> bool {
+        self.together().is_multiple_of(self.per_word())
+    }
+
+    /// Words that are read together.
+    fn width(&self) -> usize {
+        if !self.whole_words() {
+            return 1;
+        }
+        let words = self.together() / self.per_word();
+        [4, 2, 1].into_iter().find(|width| words.is_multiple_of(*width)).unwrap_or(1)
     }
 }
 
@@ -116,8 +143,11 @@ pub fn combine_into(gpu: &Gpu, scores: &Scores, out: &Importance) -> Result<()> 
         spans: out.spans,
         plane: gpu.traits.plane,
         device_len: scores.len.is_on_device(),
+        native_half: gpu.traits.native_half,
+        half: are_halves(scores.group),
     };
-    let vector = [4, 2, 1].into_iter().find(|v| config.together().is_multiple_of(*v)).unwrap_or(1);
+    let vector = config.width();
+    let score_words = scores.sketches() * scores.stride * score_words(scores.group);
     let count = out.spans.count(len);
     // SAFETY: the lengths are those of `Scores::empty` and `Importance::empty`; a cube writes its chunk's numbers below the
     // stride, and its spans.
@@ -127,7 +157,7 @@ pub fn combine_into(gpu: &Gpu, scores: &Scores, out: &Importance) -> Result<()> 
             CubeCount::Static((count / out.spans.of_chunk()) as u32, out.rows as u32, 1),
             CubeDim::new_1d(UNITS),
             vector,
-            buffer(&scores.scores, scores.heads * scores.stride / vector),
+            buffer(&scores.scores, score_words / vector),
             buffer(&scores.blocks, scores.heads * scores.block_count * 2),
             buffer(scores.len.handle().unwrap_or(&scores.blocks), 1),
             buffer(&out.values, out.rows * out.stride),
@@ -157,7 +187,15 @@ pub fn rank(
     let (stride, spans) = (score_stride(len), Spans::new(len, rows, gpu.traits.processors as usize));
     let count = spans.count(len);
     let maxima = gpu.words(rows * count);
-    let config = Config { group: 1, sketch_group: 1, spans, plane: gpu.traits.plane, device_len: false };
+    let config = Config {
+        group: 1,
+        sketch_group: 1,
+        spans,
+        plane: gpu.traits.plane,
+        device_len: false,
+        native_half: gpu.traits.native_half,
+        half: false,
+    };
     // SAFETY: a cube writes the spans of its chunk, and reads numbers below the length only.
     unsafe {
         rank_kernel::launch_unchecked(

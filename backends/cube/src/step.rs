@@ -1,11 +1,11 @@
 //! A decode step of one layer.
 
-use crate::attend::{Attention, Cache, Rows, attend_into};
+use crate::attend::{Cache, Rows, attend_into};
 use crate::combine::{Importance, combine_into};
 use crate::device::Gpu;
 use crate::error::{Result, ensure};
 use crate::length::Length;
-use crate::select::{best_attend, best_into};
+use crate::select::best_into;
 use crate::tip::{Channels, Scores, Sketch, score_into};
 use cubecl::server::Handle;
 
@@ -56,7 +56,7 @@ impl Scratch {
 
 /// Scores the sketch, chooses tokens and attends to them. `queries` and `out` are `[query heads, dim]`, f32.
 ///
-/// Time: the bytes of the sketch and of the chosen rows. Three launches for short lists; up to five else.
+/// Time: the bytes of the sketch and of the chosen rows. Four launches; five for long lists.
 ///
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) if shapes disagree, or the budget exceeds the tokens.
@@ -74,10 +74,6 @@ pub fn step(
     ensure(importance.rows == cache.heads * choice.lists, "scratch", "it was made for another number of KV heads")?;
     score_into(gpu, queries, cache.dim, sketch, channels, scores)?;
     combine_into(gpu, scores, importance)?;
-    let attention = Attention { queries, query_heads, cache, out };
-    if attention.is_short(gpu, choice.budget) {
-        return best_attend(gpu, importance, choice.budget, positions, &attention);
-    }
     best_into(gpu, importance, choice.budget, positions)?;
     let rows = Rows::Chosen { positions, count: choice.budget, lists: choice.lists };
     attend_into(gpu, queries, query_heads, cache, rows, out)

@@ -126,6 +126,15 @@ struct Config {
 }
 
 impl Config {
+    const fn half_scores(&self) -> bool {
+        are_halves(self.group)
+    }
+
+    /// Words of a token's scores.
+    const fn score_words(&self) -> usize {
+        score_words(self.group)
+    }
+
     /// Whether scores are sums of integers.
     const fn integer(&self) -> bool {
         matches!(self.precision, Codes::Int4 | Codes::Int8)
@@ -140,7 +149,17 @@ impl Config {
     }
 }
 
-/// TIP scores, `[sketches, stride, query heads of a sketch]`, times 1 / √d, and per cube the largest score and the sum of powers of e relative to it, `[query heads, blocks, 2]`.
+/// Whether `group` query heads have halves as scores: what is written and read again is half as much, and scores only rank.
+pub const fn are_halves(group: usize) -> bool {
+    group.is_multiple_of(2)
+}
+
+pub(crate) const fn score_words(group: usize) -> usize {
+    if are_halves(group) { group / 2 } else { group }
+}
+
+/// TIP scores, `[sketches, stride, query heads of a sketch]`, times 1 / √d, f16 or f32 as [`are_halves`] says, and per cube
+/// the largest score and the sum of powers of e relative to it, `[query heads, blocks, 2]`.
 #[derive(Debug, Clone)]
 pub struct Scores {
     /// Scores.
@@ -167,7 +186,7 @@ impl Scores {
         let block_count = tokens.div_ceil(spans.chunk()).min(wanted.div_ceil(heads.max(1)));
         let query_heads = heads * group;
         Self {
-            scores: gpu.words(query_heads * stride),
+            scores: gpu.words(heads * stride * score_words(group)),
             blocks: gpu.words(query_heads * block_count * 2),
             heads: query_heads,
             stride,
@@ -221,7 +240,8 @@ pub fn score_into(
     ensure(out.sketches() == sketch.heads, "scores", "their memory is for another number of sketches")?;
     let words = sketch.words();
     let widest = |count: usize| [4, 2, 1].into_iter().find(|v| count.is_multiple_of(*v)).unwrap_or(1);
-    let (vector, score_vector) = (widest(words), widest(group));
+    let token_words = score_words(group);
+    let (vector, score_vector) = (widest(words), widest(token_words));
     let config = Config {
         precision: Codes::new(sketch.precision)?,
         chunks: sketch.chunks,
@@ -250,7 +270,7 @@ pub fn score_into(
             buffer(&sketch.codes, sketch.heads * sketch.capacity * words / vector),
             buffer(&sketch.scales, sketch.heads * sketch.capacity / 2),
             buffer(out.len.handle().unwrap_or(queries), 1),
-            buffer(&out.scores, heads * out.stride / score_vector),
+            buffer(&out.scores, sketch.heads * out.stride * token_words / score_vector),
             buffer(&out.blocks, heads * out.block_count * 2),
             len as u32,
             sketch.capacity as u32,

@@ -80,44 +80,7 @@ pub(super) fn attend_kernel<N: Size>(
     let count = tokens(length, most_rows, config.device_len);
     let stop = min(count, (CUBE_POS_X + 1) * per_cube);
     let at = list * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
-    attend_rows::<N>(
-        queries,
-        keys,
-        values,
-        positions,
-        out,
-        states,
-        capacity,
-        count,
-        CUBE_POS_X * per_cube,
-        stop,
-        list,
-        list / lists as usize,
-        at,
-        scale,
-        config,
-    );
-}
-
-/// Attention of a list's query heads to the rows from `begin` to `stop` of its `count`. A part's place in the output is `at`.
-#[cube]
-pub(crate) fn attend_rows<N: Size>(
-    queries: &[f32],
-    keys: &[Vector<u32, N>],
-    values: &[Vector<u32, N>],
-    positions: &[u32],
-    out: &mut [f32],
-    states: &mut [f32],
-    capacity: u32,
-    count: u32,
-    begin: u32,
-    stop: u32,
-    list: usize,
-    head: usize,
-    at: usize,
-    scale: f32,
-    #[comptime] config: Config,
-) {
+    let (begin, head) = (CUBE_POS_X * per_cube, list / lists as usize);
     let width = N::value();
     let (dim, group, padded, lanes) = comptime!((config.dim, config.group, config.padded, config.lanes));
     let (slots, rows, batches, tile) = comptime!((config.slots(), config.rows, config.batches, config.tile()));

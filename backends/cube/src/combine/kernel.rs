@@ -2,6 +2,7 @@
 
 use super::{Config, NOTHING};
 use crate::length::tokens;
+use crate::numbers::{half_at, number};
 use crate::spans::UNITS;
 use crate::team::{Exchange, Reduce, exchange, exchange_owner};
 use cubecl::prelude::*;
@@ -9,7 +10,7 @@ use cubecl::prelude::*;
 /// Importances of a chunk of tokens of a list.
 #[cube(launch_unchecked)]
 pub(super) fn combine_kernel<S: Size>(
-    scores: &[Vector<f32, S>],
+    scores: &[Vector<u32, S>],
     blocks: &[f32],
     length: &[u32],
     importance: &mut [f32],
@@ -23,19 +24,44 @@ pub(super) fn combine_kernel<S: Size>(
     let (group, sketch_group, rows) = comptime!((config.group, config.sketch_group, config.spans.rows));
     let len = tokens(length, most_tokens, config.device_len);
     let head = CUBE_POS_Y as usize * group;
-    let offset = (head % sketch_group) / width;
-    let per_token = comptime!(sketch_group / width);
-    let (vectors, together) = comptime!((config.group / width, config.together() / width));
+    let per_word = comptime!(config.per_word());
+    let per_token = comptime!(sketch_group / per_word / width);
+    // Of each token, vectors whose scores belong to the list; or, where these are no whole words, a word of each.
+    let (reads, together) = comptime!(if config.whole_words() {
+        (group / per_word / width, config.together() / per_word / width)
+    } else {
+        (group, config.together())
+    });
     let first = CUBE_POS_X * comptime!(config.spans.chunk() as u32) + UNIT_POS;
-    let mut read = Array::<Vector<f32, S>>::new(comptime!(rows * vectors));
+    let mut read = Array::<Vector<u32, S>>::new(comptime!(rows * reads));
     #[unroll]
     for r in 0..rows {
         let t = min(first + comptime!(r as u32 * UNITS), len - 1) as usize;
         #[unroll]
-        for v in 0..vectors {
+        for v in 0..reads {
             let sketch = head / sketch_group + comptime!(v / together);
-            read[r * vectors + v] =
-                scores[(sketch * stride as usize + t) * per_token + offset + comptime!(v % together)];
+            let at = (sketch * stride as usize + t) * per_token;
+            read[r * reads + v] = if comptime!(config.whole_words()) {
+                scores[at + (head % sketch_group) / comptime!(per_word * width) + comptime!(v % together)]
+            } else {
+                scores[at + (head % sketch_group + comptime!(v % together)) / per_word]
+            };
+        }
+    }
+    // The numbers of the words.
+    let mut number_of = Array::<f32>::new(comptime!(rows * group));
+    #[unroll]
+    for r in 0..rows {
+        #[unroll]
+        for g in 0..group {
+            number_of[r * group + g] = if comptime!(config.whole_words()) {
+                let vector = read[comptime!(r * reads + g / (per_word * width))];
+                let word = vector.extract(comptime!(g / per_word % width));
+                number(word, comptime!(g % per_word), comptime!(config.format()), config.native_half)
+            } else {
+                let upper = (head % sketch_group + comptime!(g % together)) % 2 == 1;
+                half_at(read[comptime!(r * reads + g)].extract(0usize), upper, config.native_half)
+            };
         }
     }
     let mut out = Array::<f32>::new(rows);
@@ -47,19 +73,15 @@ pub(super) fn combine_kernel<S: Size>(
         for r in 0..rows {
             let mut sum = 0.0f32;
             #[unroll]
-            for v in 0..vectors {
-                #[unroll]
-                for i in 0..width {
-                    let g = comptime!(v * width + i);
-                    sum += (read[r * vectors + v].extract(i) - most[g]).exp() * share[g];
-                }
+            for g in 0..group {
+                sum += (number_of[r * group + g] - most[g]).exp() * share[g];
             }
             out[r] = sum;
         }
     } else {
         #[unroll]
         for r in 0..rows {
-            out[r] = read[r].extract(0usize);
+            out[r] = number_of[r];
         }
     }
     #[unroll]

@@ -2,78 +2,12 @@
 
 use super::narrow::{Bar, Pool, collect, narrow};
 use super::{BINS, Config, Importances, Over};
-use crate::attend::Config as Attend;
-use crate::attend::kernel::attend_rows;
 use crate::length::tokens;
 use cubecl::prelude::*;
 
 /// The positions of a list's best tokens.
 #[cube(launch_unchecked)]
 pub(super) fn select_kernel(
-    values: &[f32],
-    maxima: &[f32],
-    length: &[u32],
-    positions: &mut [u32],
-    most_tokens: u32,
-    stride: u32,
-    span_stride: u32,
-    budget: u32,
-    sinks: u32,
-    recent: u32,
-    #[comptime] config: Config,
-) {
-    choose(values, maxima, length, positions, most_tokens, stride, span_stride, budget, sinks, recent, config);
-}
-
-/// As [`select_kernel`], and attention to the tokens by the same cube.
-#[cube(launch_unchecked)]
-pub(super) fn select_attend_kernel<N: Size>(
-    values: &[f32],
-    maxima: &[f32],
-    length: &[u32],
-    positions: &mut [u32],
-    queries: &[f32],
-    keys: &[Vector<u32, N>],
-    rows: &[Vector<u32, N>],
-    out: &mut [f32],
-    states: &mut [f32],
-    most_tokens: u32,
-    stride: u32,
-    span_stride: u32,
-    budget: u32,
-    sinks: u32,
-    recent: u32,
-    capacity: u32,
-    lists: u32,
-    scale: f32,
-    #[comptime] config: Config,
-    #[comptime] attend: Attend,
-) {
-    choose(values, maxima, length, positions, most_tokens, stride, span_stride, budget, sinks, recent, config);
-    // Positions go through the memory that other launches see.
-    sync_storage();
-    let list = CUBE_POS_X as usize;
-    attend_rows::<N>(
-        queries,
-        keys,
-        rows,
-        &*positions,
-        out,
-        states,
-        capacity,
-        budget,
-        0u32,
-        budget,
-        list,
-        list / lists as usize,
-        0usize,
-        scale,
-        attend,
-    );
-}
-
-#[cube]
-fn choose(
     values: &[f32],
     maxima: &[f32],
     length: &[u32],
@@ -98,6 +32,7 @@ fn choose(
     let mut pool = Pool {
         keys: Shared::<[u32]>::new_slice(config.candidates),
         places: Shared::<[u32]>::new_slice(config.candidates),
+        list: Shared::<[u32]>::new_slice(config.listed),
         bins: Shared::<[Atomic<u32>]>::new_slice(BINS),
         state: Shared::<[u32]>::new_slice(comptime!(config.units as usize + 8)),
         ends: Shared::<[Atomic<u32>]>::new_slice(2usize),
@@ -122,7 +57,7 @@ fn choose(
             // taken already.
             let bar =
                 narrow(&mut pool, values, maxima, &importances, spans, budget, budget / 8, 0u32, Over::Spans, config);
-            let room = comptime!(BINS as u32);
+            let room = comptime!(config.listed as u32);
             let listed = collect(
                 &mut pool,
                 positions,

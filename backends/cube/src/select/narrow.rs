@@ -9,9 +9,6 @@ use cubecl::prelude::*;
 /// Spans below have no token.
 const EMPTY: f32 = -3.39e38;
 
-/// Numbers that a unit reads together.
-const STEPS: u32 = 8;
-
 /// Shared memory of a selection.
 #[derive(CubeType)]
 pub(super) struct Pool {
@@ -19,7 +16,9 @@ pub(super) struct Pool {
     pub keys: Shared<[u32]>,
     /// Their positions.
     pub places: Shared<[u32]>,
-    /// Counts of a histogram; between searches the spans that are looked at.
+    /// Spans that are looked at.
+    pub list: Shared<[u32]>,
+    /// Counts of a histogram.
     pub bins: Shared<[Atomic<u32>]>,
     /// What units tell each other.
     pub state: Shared<[u32]>,
@@ -83,9 +82,9 @@ fn item_keys(
     #[comptime] over: Over,
     #[comptime] config: Config,
 ) -> Array<u32> {
-    let mut keys = Array::<u32>::new(comptime!(STEPS as usize));
+    let mut keys = Array::<u32>::new(comptime!(over.steps() as usize));
     #[unroll]
-    for step in 0..STEPS {
+    for step in 0..comptime!(over.steps()) {
         let i = base + step * comptime!(config.units) + UNIT_POS;
         let key = item_key(pool, values, maxima, importances, min(i, count - 1), only, over);
         keys[step as usize] = select(i < count, key, 0u32);
@@ -112,13 +111,13 @@ fn count_keys(
     while base < count {
         let found = item_keys(pool, values, maxima, importances, base, count, only, over, config);
         #[unroll]
-        for step in 0..STEPS {
+        for step in 0..comptime!(over.steps()) {
             let key = found[step as usize];
             if key >= from && key <= to {
                 pool.bins[((key - from) >> shift) as usize].fetch_add(1u32);
             }
         }
-        base += comptime!(STEPS * config.units);
+        base += comptime!(over.steps() * config.units);
     }
 }
 
@@ -148,7 +147,7 @@ pub(super) fn narrow(
     while base < count {
         let found = item_keys(pool, values, maxima, importances, base, count, only, over, config);
         #[unroll]
-        for step in 0..STEPS {
+        for step in 0..comptime!(over.steps()) {
             let key = found[step as usize];
             low = select(key > 0, min(low, key), low);
             high = max(high, key);
@@ -159,7 +158,7 @@ pub(super) fn narrow(
                 }
             }
         }
-        base += comptime!(STEPS * config.units);
+        base += comptime!(over.steps() * config.units);
     }
     if comptime!(config.plane > 0) {
         low = plane_min(low);
@@ -283,7 +282,7 @@ fn find_bin(bins: &Shared<[Atomic<u32>]>, state: &mut Shared<[u32]>, wanted: u32
     }
 }
 
-/// Notes those of `count` numbers that may be or are among the best, in an order that depends on the numbers alone, and
+/// Notes those of `count` numbers that may be or are among the best, in an order that does not change from run to run, and
 /// returns how many there are; those past the first `room` are not noted.
 #[cube]
 pub(super) fn collect(
@@ -300,6 +299,7 @@ pub(super) fn collect(
     #[comptime] config: Config,
 ) -> u32 {
     let kept = count <= comptime!(config.candidates as u32);
+    let (bar, tie) = (pool.ends[0usize].load(), pool.ends[1usize].load());
     let mut found = 0u32.runtime();
     let mut base = 0u32.runtime();
     while base < count {
@@ -308,14 +308,14 @@ pub(super) fn collect(
         let mut round = 0u32.runtime();
         while round < rounds {
             #[unroll]
-            for step in 0..STEPS {
+            for step in 0..comptime!(over.steps()) {
                 let i = base + (round + step) * comptime!(config.units) + UNIT_POS;
                 let there = round + step < rounds && i < count;
                 let i = min(i, count - 1);
-                let taken = is_taken(pool, values, maxima, importances, i, kept, floor, over, config);
+                let taken = is_taken(pool, values, maxima, importances, i, kept, floor, bar, tie, over, config);
                 flags |= select(there && taken, 1u32, 0u32) << (min(round + step, 31u32));
             }
-            round += STEPS;
+            round += comptime!(over.steps());
         }
         let sums = cube_scan(flags.count_ones(), &mut pool.state, config.units, config.plane);
         let mut at = found + sums.before;
@@ -325,7 +325,7 @@ pub(super) fn collect(
             let i = base + round * comptime!(config.units) + UNIT_POS;
             if at < room {
                 match comptime!(over) {
-                    Over::Spans => pool.bins[at as usize].store(i),
+                    Over::Spans => pool.list[at as usize] = i,
                     Over::Listed => {
                         let t = listed_token(pool, i, config);
                         pool.keys[at as usize] = row_key(values, importances, t);
@@ -348,7 +348,7 @@ pub(super) fn collect(
 #[cube]
 fn listed_token(pool: &mut Pool, i: u32, #[comptime] config: Config) -> u32 {
     let tokens = comptime!(config.spans.tokens() as u32);
-    token(pool.bins[(i / tokens) as usize].load(), i % tokens, config.spans)
+    token(pool.list[(i / tokens) as usize], i % tokens, config.spans)
 }
 
 /// Whether number `i` may be, of [`Over::Pool`] and [`Over::Row`] whether it is, among the best.
@@ -361,6 +361,8 @@ fn is_taken(
     i: u32,
     kept: bool,
     floor: u32,
+    bar: u32,
+    tie: u32,
     #[comptime] over: Over,
     #[comptime] config: Config,
 ) -> bool {
@@ -372,13 +374,11 @@ fn is_taken(
         Over::Listed => row_key(values, importances, listed_token(pool, i, config)) >= max(floor, 1u32),
         Over::Pool => {
             let key = pool.keys[i as usize];
-            let bar = pool.ends[0usize].load();
-            key > bar || (key == bar && !pool.places[i as usize] >= pool.ends[1usize].load())
+            key > bar || (key == bar && !pool.places[i as usize] >= tie)
         }
         _ => {
             let key = row_key(values, importances, i);
-            let bar = pool.ends[0usize].load();
-            key > bar || (key == bar && !i >= pool.ends[1usize].load())
+            key > bar || (key == bar && !i >= tie)
         }
     }
 }

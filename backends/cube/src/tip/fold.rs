@@ -140,12 +140,31 @@ fn fold_heads(
 ) {
     let count = comptime!(2 * config.chunks);
     let (group, words, parts) = comptime!((config.group, config.words, config.per_word()));
-    let mut i = unit;
-    while i < comptime!(heads * count) {
-        let (g, c) = (first + i / count, i % count);
-        let x = queries[(head * group + g) * dim as usize + channels[head * count + c] as usize];
-        folded[g * count + c] = if comptime!(config.integer()) { x * scale[head * count + c] } else { x };
-        i += team;
+    // All channels are asked for before the first one's number is.
+    let steps_of_unit = comptime!((heads * count).div_ceil(team));
+    let mut channel = Array::<u32>::new(steps_of_unit);
+    let mut weight = Array::<f32>::new(steps_of_unit);
+    #[unroll]
+    for k in 0..steps_of_unit {
+        let c = min(comptime!(k * team) + unit, comptime!(heads * count - 1)) % count;
+        channel[k] = channels[head * count + c];
+        weight[k] = 1.0f32;
+        if comptime!(config.integer()) {
+            weight[k] = scale[head * count + c];
+        }
+    }
+    #[unroll]
+    for k in 0..steps_of_unit {
+        let i = min(comptime!(k * team) + unit, comptime!(heads * count - 1));
+        let x = queries[(head * group + first + i / count) * dim as usize + channel[k] as usize];
+        weight[k] *= x;
+    }
+    #[unroll]
+    for k in 0..steps_of_unit {
+        let i = comptime!(k * team) + unit;
+        if i < comptime!(heads * count) {
+            folded[first * count + i] = weight[k];
+        }
     }
     sync_team(config);
     if comptime!(config.integer()) {

@@ -3,7 +3,7 @@
 use super::fold::{Folded, fold};
 use super::{Codes, Config};
 use crate::length::tokens;
-use crate::numbers::{Format, number, scale_at};
+use crate::numbers::{Format, half_at, halves, number};
 use crate::spans::UNITS;
 use crate::team::{Reduce, cube_reduce, scratch_len};
 use cubecl::prelude::*;
@@ -15,7 +15,8 @@ const NOTHING: f32 = -1.0e30;
 #[derive(CubeType)]
 struct Rows<N: Size> {
     codes: Array<Vector<u32, N>>,
-    scales: Array<f32>,
+    /// The words that the scales are in.
+    scales: Array<u32>,
 }
 
 /// Cubes take the chunks of a sketch in turn, and read the rows of the next while they score those of one.
@@ -27,7 +28,7 @@ pub(super) fn tip_kernel<N: Size, S: Size>(
     codes: &[Vector<u32, N>],
     scales: &[u32],
     length: &[u32],
-    scores: &mut [Vector<f32, S>],
+    scores: &mut [Vector<u32, S>],
     blocks: &mut [f32],
     most_rows: u32,
     capacity: u32,
@@ -45,9 +46,9 @@ pub(super) fn tip_kernel<N: Size, S: Size>(
     let (width, score_width) = (N::value(), S::value());
     let vectors = comptime!(config.words / width);
     let mut next =
-        Rows::<N> { codes: Array::<Vector<u32, N>>::new(comptime!(rows * vectors)), scales: Array::<f32>::new(rows) };
+        Rows::<N> { codes: Array::<Vector<u32, N>>::new(comptime!(rows * vectors)), scales: Array::<u32>::new(rows) };
     let mut now =
-        Rows::<N> { codes: Array::<Vector<u32, N>>::new(comptime!(rows * vectors)), scales: Array::<f32>::new(rows) };
+        Rows::<N> { codes: Array::<Vector<u32, N>>::new(comptime!(rows * vectors)), scales: Array::<u32>::new(rows) };
     read_rows::<N>(&mut next, codes, scales, head, min(chunk, chunks - 1), len, capacity, config);
     let folded = fold(queries, channels, scale, dim, head, config);
     let mut scratch = Shared::<[f32]>::new_slice(comptime!(scratch_len(group, UNITS, config.plane)));
@@ -87,13 +88,20 @@ pub(super) fn tip_kernel<N: Size, S: Size>(
                 high[g] = max(high[g], out[r * group + g]);
             }
             if inside {
-                let at = (head * stride as usize + t as usize) * comptime!(group / score_width);
+                let vectors = comptime!(config.score_words() / score_width);
+                let at = (head * stride as usize + t as usize) * vectors;
                 #[unroll]
-                for v in 0..comptime!(group / score_width) {
-                    let mut vector = Vector::<f32, S>::empty();
+                for v in 0..vectors {
+                    let mut vector = Vector::<u32, S>::empty();
                     #[unroll]
                     for i in 0..score_width {
-                        vector.insert(i, out[comptime!(r * group + v * score_width + i)]);
+                        let word = comptime!(v * score_width + i);
+                        if comptime!(config.half_scores()) {
+                            let first = comptime!(r * group + 2 * word);
+                            vector.insert(i, halves(out[first], out[first + 1], config.native_half));
+                        } else {
+                            vector.insert(i, u32::reinterpret(out[comptime!(r * group + word)]));
+                        }
                     }
                     scores[at + v] = vector;
                 }
@@ -158,7 +166,7 @@ fn read_rows<N: Size>(
             into.codes[r * vectors + v] = codes[at * vectors + v];
         }
         if comptime!(config.integer()) {
-            into.scales[r] = scale_at(scales[at / 2], at % 2 == 1, config.native_half);
+            into.scales[r] = scales[at / 2];
         }
     }
 }
@@ -206,12 +214,18 @@ fn score_rows<N: Size>(now: &Rows<N>, folded: &Folded, factor: f32, #[comptime] 
                 }
             }
         }
+        let mut row_scales = Array::<f32>::new(rows);
+        #[unroll]
+        for r in 0..rows {
+            // Chunks and capacities are even: the unit's number says which half of the word it is.
+            row_scales[r] = half_at(now.scales[r], UNIT_POS % 2 == 1, config.native_half);
+        }
         #[unroll]
         for g in 0..group {
             let step = folded.steps[g] * factor;
             #[unroll]
             for r in 0..rows {
-                out[r * group + g] = f32::cast_from(sums[r * group + g]) * (step * now.scales[r]);
+                out[r * group + g] = f32::cast_from(sums[r * group + g]) * (step * row_scales[r]);
             }
         }
     } else {
