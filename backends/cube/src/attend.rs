@@ -64,9 +64,6 @@ pub enum Rows<'a> {
     },
 }
 
-/// Rows of a list that one cube reads.
-const SHORT: usize = 256;
-
 /// Less than any score.
 const NOTHING: f32 = -1.0e30;
 
@@ -217,20 +214,7 @@ fn plan(
     let lanes = vectors_of_row.next_power_of_two().min(32);
     let vectors = vectors_of_row.div_ceil(lanes);
     let padded = group.next_power_of_two();
-    // A short list is read by one cube, which needs nobody to merge what others have found.
-    let alone = chosen && count <= SHORT && padded <= 4 && gpu.traits.shared_memory >= 64 * 1024;
-    let (team, teams) = (
-        32,
-        if plane == 0 {
-            1
-        } else if padded > 4 {
-            4
-        } else if alone {
-            16
-        } else {
-            8
-        },
-    );
+    let (team, teams) = (32, if plane > 0 { if padded > 4 { 4 } else { 8 } } else { 1 });
     let rows = (16 / padded).clamp(1, 4);
     let slots = team / lanes;
     // Few rows are read by as many units as there are; many rows in tiles of one row per unit of the team.
@@ -254,14 +238,9 @@ fn plan(
         device_len: false,
     };
     let step = config.tile() * teams;
-    let wanted = (2 * gpu.traits.processors as usize).div_ceil(lists).max(1);
-    let per_cube = if alone && plane > 0 {
-        count.next_multiple_of(step)
-    } else if few {
-        step
-    } else {
-        count.div_ceil(wanted).next_multiple_of(step)
-    };
+    // No more cubes than run at the same time.
+    let wanted = (2 * gpu.traits.processors as usize / lists).max(1);
+    let per_cube = if few { step } else { count.div_ceil(wanted).next_multiple_of(step) };
     let splits = count.div_ceil(per_cube);
     config.whole = splits == 1;
     (config, splits, per_cube)

@@ -7,7 +7,7 @@
 //! 3. [`select`]: the best N, without a sort.
 //! 4. [`attend`]: attention over the chosen rows.
 //!
-//! Attention over many rows is split over the device, and merged by one launch more. Lengths can be kept on the device ([`Length`]),
+//! Attention is split over the device, and merged by one launch more. Lengths can be kept on the device ([`Length`]),
 //! so that a step can be recorded once and replayed.
 //!
 //! Buffers hold 32-bit words whatever their number format, so that one source serves devices without 16-bit types.

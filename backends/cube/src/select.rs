@@ -16,6 +16,9 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 use kernel::select_kernel;
 
+/// Units of a cube: twice as many have twice as much to tell each other, and are no faster.
+const UNITS: u32 = 512;
+
 /// Counts of a histogram.
 const BINS: usize = 2048;
 
@@ -113,9 +116,9 @@ fn plan(gpu: &Gpu, importance: &Importance, budget: usize) -> Result<Config> {
     let len = importance.len.most();
     ensure(budget > 0 && budget <= len, "budget", "1 up to the tokens seen")?;
     ensure(importance.sinks + importance.recent <= budget, "budget", "the guaranteed tokens are more")?;
-    let (candidates, units) = if gpu.traits.shared_memory >= 160 * 1024 { (8192, 1024) } else { (2048, 512) };
+    let candidates = if gpu.traits.shared_memory >= 160 * 1024 { 8192 } else { 2048 };
     Ok(Config {
-        units: gpu.traits.max_units.min(units),
+        units: UNITS.min(gpu.traits.max_units),
         plane: gpu.traits.plane,
         spans: importance.spans,
         quick: budget <= candidates / 4 && importance.spans.count(len) >= budget,

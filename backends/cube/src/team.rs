@@ -156,9 +156,8 @@ pub(crate) fn cube_scan(
         // Every plane has a unit for the sum of each plane.
         let sum = select(UNIT_POS_PLANE < planes, scratch[min(UNIT_POS_PLANE, planes - 1) as usize], 0u32);
         sums.before = plane_sum(select(UNIT_POS_PLANE < UNIT_POS / plane, sum, 0u32)) + within - value;
-        let all = plane_sum(sum);
-        if UNIT_POS == 0 {
-            scratch[units as usize] = all;
+        if UNIT_POS == comptime!(units - 1) {
+            scratch[units as usize] = sums.before + value;
         }
     } else {
         scratch[UNIT_POS as usize] = value;

@@ -135,6 +135,19 @@ impl Config {
         score_words(self.group)
     }
 
+    /// Query heads that units fold together, how many units do, and the channels of each of them.
+    const fn fold_heads(&self) -> usize {
+        if self.plane > 0 { 1 } else { self.group }
+    }
+
+    const fn fold_team(&self) -> usize {
+        if self.plane > 0 { self.plane as usize } else { self.units as usize }
+    }
+
+    const fn fold_numbers(&self) -> usize {
+        (self.fold_heads() * 2 * self.chunks).div_ceil(self.fold_team())
+    }
+
     /// Whether scores are sums of integers.
     const fn integer(&self) -> bool {
         matches!(self.precision, Codes::Int4 | Codes::Int8)
@@ -183,7 +196,8 @@ impl Scores {
         let (tokens, stride) = (len.most(), score_stride(len.most()));
         let spans = Spans::new(tokens, heads, gpu.traits.processors as usize);
         let wanted = (gpu.traits.cubes * gpu.traits.processors) as usize;
-        let block_count = tokens.div_ceil(spans.chunk()).min(wanted.div_ceil(heads.max(1)));
+        // No more cubes than run at the same time: a second wave would have the device to itself for little.
+        let block_count = tokens.div_ceil(spans.chunk()).min((wanted / heads.max(1)).max(1));
         let query_heads = heads * group;
         Self {
             scores: gpu.words(heads * stride * score_words(group)),

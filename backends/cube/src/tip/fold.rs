@@ -14,16 +14,33 @@ pub(super) struct Folded {
     pub excess: Shared<[i32]>,
 }
 
+/// What a unit folds: channel numbers and static scales, asked for before anything waits.
+#[derive(CubeType)]
+pub(super) struct Asked {
+    channel: Array<u32>,
+    scale: Array<f32>,
+}
+
+/// Reads the unit's channels of sketch `head`.
+#[cube]
+pub(super) fn ask(channels: &[u32], scale: &[f32], head: usize, #[comptime] config: Config) -> Asked {
+    let (count, team, numbers) = comptime!((2 * config.chunks, config.fold_team(), config.fold_numbers()));
+    let mut asked = Asked { channel: Array::<u32>::new(numbers), scale: Array::<f32>::new(numbers) };
+    #[unroll]
+    for k in 0..numbers {
+        let i = min(comptime!(k * team) + UNIT_POS as usize % team, comptime!(config.fold_heads() * count - 1));
+        asked.channel[k] = channels[head * count + i % count];
+        asked.scale[k] = 1.0f32;
+        if comptime!(config.integer()) {
+            asked.scale[k] = scale[head * count + i % count];
+        }
+    }
+    asked
+}
+
 /// Folds the static scales into the queries of sketch `head` and rounds them to bytes.
 #[cube]
-pub(super) fn fold(
-    queries: &[f32],
-    channels: &[u32],
-    scale: &[f32],
-    dim: u32,
-    head: usize,
-    #[comptime] config: Config,
-) -> Folded {
+pub(super) fn fold(queries: &[f32], asked: &Asked, dim: u32, head: usize, #[comptime] config: Config) -> Folded {
     let count = comptime!(2 * config.chunks);
     let (group, words, parts) = comptime!((config.group, config.words, config.per_word()));
     let mut folded = Shared::<[f32]>::new_slice(comptime!(group * count));
@@ -39,8 +56,7 @@ pub(super) fn fold(
             let team = comptime!(config.plane as usize);
             fold_heads(
                 queries,
-                channels,
-                scale,
+                asked,
                 &mut folded,
                 &mut packed,
                 &mut steps,
@@ -59,8 +75,7 @@ pub(super) fn fold(
         let (unit, team) = (UNIT_POS as usize, comptime!(config.units as usize));
         fold_heads(
             queries,
-            channels,
-            scale,
+            asked,
             &mut folded,
             &mut packed,
             &mut steps,
@@ -124,8 +139,7 @@ fn float_bits(folded: &mut Shared<[f32]>, g: usize, c: usize, #[comptime] config
 #[cube]
 fn fold_heads(
     queries: &[f32],
-    channels: &[u32],
-    scale: &[f32],
+    asked: &Asked,
     folded: &mut Shared<[f32]>,
     packed: &mut Shared<[u32]>,
     steps: &mut Shared<[f32]>,
@@ -140,30 +154,19 @@ fn fold_heads(
 ) {
     let count = comptime!(2 * config.chunks);
     let (group, words, parts) = comptime!((config.group, config.words, config.per_word()));
-    // All channels are asked for before the first one's number is.
-    let steps_of_unit = comptime!((heads * count).div_ceil(team));
-    let mut channel = Array::<u32>::new(steps_of_unit);
-    let mut weight = Array::<f32>::new(steps_of_unit);
+    let numbers = comptime!(config.fold_numbers());
+    let mut weighted = Array::<f32>::new(numbers);
     #[unroll]
-    for k in 0..steps_of_unit {
-        let c = min(comptime!(k * team) + unit, comptime!(heads * count - 1)) % count;
-        channel[k] = channels[head * count + c];
-        weight[k] = 1.0f32;
-        if comptime!(config.integer()) {
-            weight[k] = scale[head * count + c];
-        }
-    }
-    #[unroll]
-    for k in 0..steps_of_unit {
+    for k in 0..numbers {
         let i = min(comptime!(k * team) + unit, comptime!(heads * count - 1));
-        let x = queries[(head * group + first + i / count) * dim as usize + channel[k] as usize];
-        weight[k] *= x;
+        let x = queries[(head * group + first + i / count) * dim as usize + asked.channel[k] as usize];
+        weighted[k] = x * asked.scale[k];
     }
     #[unroll]
-    for k in 0..steps_of_unit {
+    for k in 0..numbers {
         let i = comptime!(k * team) + unit;
         if i < comptime!(heads * count) {
-            folded[first * count + i] = weight[k];
+            folded[first * count + i] = weighted[k];
         }
     }
     sync_team(config);

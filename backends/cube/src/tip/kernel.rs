@@ -1,6 +1,6 @@
 //! What the device runs.
 
-use super::fold::{Folded, fold};
+use super::fold::{Folded, ask, fold};
 use super::{Codes, Config};
 use crate::length::tokens;
 use crate::numbers::{Format, half_at, halves, number};
@@ -38,6 +38,7 @@ pub(super) fn tip_kernel<N: Size, S: Size>(
     #[comptime] config: Config,
 ) {
     let head = CUBE_POS_Y as usize;
+    let asked = ask(channels, scale, head, config);
     let (group, rows) = comptime!((config.group, config.spans.rows));
     let chunk_rows = comptime!(config.spans.chunk() as u32);
     let len = tokens(length, most_rows, config.device_len);
@@ -50,7 +51,7 @@ pub(super) fn tip_kernel<N: Size, S: Size>(
     let mut now =
         Rows::<N> { codes: Array::<Vector<u32, N>>::new(comptime!(rows * vectors)), scales: Array::<u32>::new(rows) };
     read_rows::<N>(&mut next, codes, scales, head, min(chunk, chunks - 1), len, capacity, config);
-    let folded = fold(queries, channels, scale, dim, head, config);
+    let folded = fold(queries, &asked, dim, head, config);
     let mut scratch = Shared::<[f32]>::new_slice(comptime!(scratch_len(group, UNITS, config.plane)));
     let mut most = Array::<f32>::new(group);
     let mut total = Array::<f32>::new(group);
