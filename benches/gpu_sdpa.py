@@ -5,10 +5,13 @@ the median of samples on the device.
 """
 import statistics
 import sys
+import warnings
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+warnings.filterwarnings("ignore")  # of backends that refuse
 
 QUERY_HEADS, KV_HEADS, DIM, SAMPLES = 32, 8, 128, 15
 

@@ -294,37 +294,27 @@ fn stages(bench: &mut Bench, made: &[Layer], sketched: &[Sketch], channels: &Cha
     let (heads, tokens) = (cache.heads, cache.capacity);
     let query_heads = heads * QUERY_HEADS / KV_HEADS;
     let group = query_heads / heads;
-    let before = bench.gpu.traits.cubes;
-    for cubes in [1, 2, 3, 4] {
-        bench.gpu.traits.cubes = cubes;
-        let gpu = &bench.gpu;
-        let scores = Scores::empty(gpu, heads, group, tokens.into());
-        let importance = Importance::empty(gpu, &scores, heads).guarantee(4, 16);
-        let positions = gpu.words(heads * BUDGET);
-        let upto = |stages: usize| {
-            bench.time(made.len(), |i| {
-                let Layer { cache, queries, out } = &made[i];
-                score_into(gpu, queries, DIM, &sketched[i], channels, &scores).unwrap();
-                if stages > 1 {
-                    combine_into(gpu, &scores, &importance).unwrap();
-                }
-                if stages > 2 {
-                    best_into(gpu, &importance, BUDGET, &positions).unwrap();
-                }
-                if stages > 3 {
-                    let rows = Rows::Chosen { positions: &positions, count: BUDGET, lists: 1 };
-                    attend_into(gpu, queries, query_heads, cache, rows, out).unwrap();
-                }
-            })
-        };
-        print!("  {name}, {heads} heads, {tokens} tokens, {cubes} cubes a processor:");
-        let labels = ["scores", "+ importance", "+ selection", "+ attention"];
-        for (i, label) in labels.iter().enumerate() {
-            if cubes == before || i < 1 {
-                print!(" {label} {:.1}", upto(i + 1).device);
+    let gpu = &bench.gpu;
+    let scores = Scores::empty(gpu, heads, group, tokens.into());
+    let importance = Importance::empty(gpu, &scores, heads).guarantee(4, 16);
+    let positions = gpu.words(heads * BUDGET);
+    print!("  {name}:");
+    for (last, label) in ["scores", "+ importance", "+ selection", "+ attention"].into_iter().enumerate() {
+        let times = bench.time(made.len(), |i| {
+            let Layer { cache, queries, out } = &made[i];
+            score_into(gpu, queries, DIM, &sketched[i], channels, &scores).unwrap();
+            if last > 0 {
+                combine_into(gpu, &scores, &importance).unwrap();
             }
-        }
-        println!();
+            if last > 1 {
+                best_into(gpu, &importance, BUDGET, &positions).unwrap();
+            }
+            if last > 2 {
+                let rows = Rows::Chosen { positions: &positions, count: BUDGET, lists: 1 };
+                attend_into(gpu, queries, query_heads, cache, rows, out).unwrap();
+            }
+        });
+        print!(" {label} {:.1}", times.device);
     }
-    bench.gpu.traits.cubes = before;
+    println!();
 }

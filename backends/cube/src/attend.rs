@@ -194,6 +194,7 @@ pub fn attend_into(
                 splits as u32,
                 cache.dim as u32,
                 group as u32,
+                if splits <= 8 { splits as u32 } else { 0 },
             );
         }
     }

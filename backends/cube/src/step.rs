@@ -56,7 +56,7 @@ impl Scratch {
 
 /// Scores the sketch, chooses tokens and attends to them. `queries` and `out` are `[query heads, dim]`, f32.
 ///
-/// Time: the bytes of the sketch and of the chosen rows. Four launches; five for long lists.
+/// Time: the bytes of the sketch and of the chosen rows. Five launches.
 ///
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) if shapes disagree, or the budget exceeds the tokens.

@@ -33,7 +33,7 @@ pub(crate) fn cube_reduce(
         for i in 0..count {
             values[i] = if comptime!(reduce == Reduce::Max) { plane_max(values[i]) } else { plane_sum(values[i]) };
         }
-        if UNIT_POS_PLANE == 0 {
+        if (UNIT_POS % plane) == 0 {
             #[unroll]
             for i in 0..count {
                 scratch[(UNIT_POS / plane) as usize * count + i] = values[i];
@@ -148,14 +148,14 @@ pub(crate) fn cube_scan(
     let mut sums = Sums { before: 0u32.runtime(), all: 0u32.runtime() };
     if comptime!(plane > 0) {
         let within = plane_inclusive_sum(value);
-        if UNIT_POS_PLANE == comptime!(plane - 1) {
+        if (UNIT_POS % plane) == comptime!(plane - 1) {
             scratch[(UNIT_POS / plane) as usize] = within;
         }
         sync_cube();
         let planes = comptime!(units / plane);
         // Every plane has a unit for the sum of each plane.
-        let sum = select(UNIT_POS_PLANE < planes, scratch[min(UNIT_POS_PLANE, planes - 1) as usize], 0u32);
-        sums.before = plane_sum(select(UNIT_POS_PLANE < UNIT_POS / plane, sum, 0u32)) + within - value;
+        let sum = select((UNIT_POS % plane) < planes, scratch[min(UNIT_POS % plane, planes - 1) as usize], 0u32);
+        sums.before = plane_sum(select((UNIT_POS % plane) < UNIT_POS / plane, sum, 0u32)) + within - value;
         if UNIT_POS == comptime!(units - 1) {
             scratch[units as usize] = sums.before + value;
         }

@@ -424,23 +424,54 @@ fn weigh(
     }
 }
 
-/// Brings the parts of a query head together.
+/// Brings the parts of a query head together. A few parts are read at once.
 #[cube(launch_unchecked)]
-pub(super) fn merge_kernel(partials: &[f32], states: &[f32], out: &mut [f32], splits: u32, dim: u32, group: u32) {
+pub(super) fn merge_kernel(
+    partials: &[f32],
+    states: &[f32],
+    out: &mut [f32],
+    splits: u32,
+    dim: u32,
+    group: u32,
+    #[comptime] few: u32,
+) {
     let (list, g) = (CUBE_POS_X / group, CUBE_POS_X % group);
     let c = UNIT_POS;
     if c < dim {
-        let mut top = f32::new(NOTHING);
-        for s in 0..splits {
-            top = max(top, states[(((list * splits + s) * group + g) * 2) as usize]);
-        }
-        let mut sum = 0.0f32;
-        let mut total = 0.0f32;
-        for s in 0..splits {
-            let at = ((list * splits + s) * group + g) as usize;
-            let share = (states[at * 2] - top).exp();
-            sum += partials[at * dim as usize + c as usize] * share;
-            total += states[at * 2 + 1] * share;
+        let mut sum = 0.0f32.runtime();
+        let mut total = 0.0f32.runtime();
+        let mut top = NOTHING.runtime();
+        if comptime!(few > 0) {
+            let mut tops = Array::<f32>::new(comptime!(few as usize));
+            let mut totals = Array::<f32>::new(comptime!(few as usize));
+            let mut parts = Array::<f32>::new(comptime!(few as usize));
+            #[unroll]
+            for s in 0..few {
+                let at = ((list * splits + s) * group + g) as usize;
+                tops[s as usize] = states[at * 2];
+                totals[s as usize] = states[at * 2 + 1];
+                parts[s as usize] = partials[at * dim as usize + c as usize];
+            }
+            #[unroll]
+            for s in 0..few {
+                top = max(top, tops[s as usize]);
+            }
+            #[unroll]
+            for s in 0..few {
+                let share = (tops[s as usize] - top).exp();
+                sum += parts[s as usize] * share;
+                total += totals[s as usize] * share;
+            }
+        } else {
+            for s in 0..splits {
+                top = max(top, states[(((list * splits + s) * group + g) * 2) as usize]);
+            }
+            for s in 0..splits {
+                let at = ((list * splits + s) * group + g) as usize;
+                let share = (states[at * 2] - top).exp();
+                sum += partials[at * dim as usize + c as usize] * share;
+                total += states[at * 2 + 1] * share;
+            }
         }
         out[(CUBE_POS_X * dim + c) as usize] = sum / total;
     }

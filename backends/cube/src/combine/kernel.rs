@@ -163,21 +163,21 @@ fn find_softmax(
         while g < comptime!(group as u32) {
             let from = (head + g as usize) * block_count as usize;
             let mut top = f32::new(NOTHING);
-            let mut i = UNIT_POS_PLANE;
+            let mut i = UNIT_POS % config.plane;
             while i < block_count {
                 top = max(top, blocks[(from + i as usize) * 2]);
                 i += config.plane;
             }
             top = plane_max(top);
             let mut total = 0.0f32.runtime();
-            let mut i = UNIT_POS_PLANE;
+            let mut i = UNIT_POS % config.plane;
             while i < block_count {
                 let at = (from + i as usize) * 2;
                 total += blocks[at + 1] * (blocks[at] - top).exp();
                 i += config.plane;
             }
             total = plane_sum(total);
-            if UNIT_POS_PLANE == 0 {
+            if (UNIT_POS % config.plane) == 0 {
                 found[g as usize * 2] = top;
                 found[g as usize * 2 + 1] = total;
             }

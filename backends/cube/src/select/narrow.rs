@@ -163,7 +163,7 @@ pub(super) fn narrow(
     if comptime!(config.plane > 0) {
         low = plane_min(low);
         high = plane_max(high);
-        if UNIT_POS_PLANE == 0 {
+        if (UNIT_POS % config.plane) == 0 {
             pool.ends[0usize].fetch_min(low);
             pool.ends[1usize].fetch_max(high);
         }
@@ -234,12 +234,13 @@ fn find_bin(bins: &Shared<[Atomic<u32>]>, state: &mut Shared<[u32]>, wanted: u32
         }
         let within = plane_inclusive_sum(sum);
         let planes = comptime!(config.units / config.plane);
-        if UNIT_POS_PLANE == comptime!(config.plane - 1) {
+        if (UNIT_POS % config.plane) == comptime!(config.plane - 1) {
             state[(UNIT_POS / config.plane) as usize] = within;
         }
         sync_cube();
-        let others = state[min(UNIT_POS_PLANE, planes - 1) as usize];
-        let mut before = plane_sum(select(UNIT_POS_PLANE < UNIT_POS / config.plane, others, 0u32)) + within - sum;
+        let others = state[min(UNIT_POS % config.plane, planes - 1) as usize];
+        let mut before =
+            plane_sum(select((UNIT_POS % config.plane) < UNIT_POS / config.plane, others, 0u32)) + within - sum;
         if before < wanted && wanted <= before + sum {
             #[unroll]
             for i in 0..per_unit {

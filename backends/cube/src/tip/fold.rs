@@ -52,7 +52,7 @@ pub(super) fn fold(queries: &[f32], asked: &Asked, dim: u32, head: usize, #[comp
         let planes = comptime!((config.units / config.plane) as usize);
         let mut g = (UNIT_POS / config.plane) as usize;
         while g < group {
-            let unit = UNIT_POS_PLANE as usize;
+            let unit = (UNIT_POS % config.plane) as usize;
             let team = comptime!(config.plane as usize);
             fold_heads(
                 queries,
