@@ -4,12 +4,13 @@ use crate::cache::KvCache;
 use crate::config::ModelConfig;
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::ops::{self, FasaStep, Status};
+use crate::ops::{self, AttentionOptions, FasaStep, Status};
 use burn::tensor::{Device, Distribution, Tensor};
 use fasa_core::Pairing;
 use fasa_core::config::FasaConfig;
 use fasa_core::policy::OwnedPlan;
 use fasa_core::profile::Model;
+pub use fasa_cpu::machine::Memory;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,9 +22,9 @@ pub fn weight_bytes(config: &ModelConfig, dtype: Dtype) -> u64 {
     ((config.num_hidden_layers * layer + config.vocab_size * hidden) * dtype.bytes()) as u64
 }
 
-/// Bytes per second that the processor reads from memory with all threads: the median of 15 passes over 256 MiB.
-pub fn read_bandwidth() -> f64 {
-    fasa_cpu::machine::read_bandwidth(256 << 20, 15)
+/// 256 MiB to read with all of the processor's threads, for a measure of how fast that goes.
+pub fn memory() -> Memory {
+    Memory::new(256 << 20)
 }
 
 /// Runs what is measured as a decode step runs: with the CPU's threads awake. See [`fasa_cpu::awake`].
@@ -99,7 +100,7 @@ impl Attention {
     /// [`crate::Error::Core`] if an operation fails.
     pub fn dense(&mut self) -> Result<Tensor<3>> {
         let (keys, values) = self.cache.layer(0);
-        ops::dense_decode(self.queries.clone(), keys, values, self.cache.len())
+        ops::dense_decode(self.queries.clone(), keys, values, self.cache.len(), AttentionOptions::default())
     }
 
     /// A FASA step: the newest token's sketch row, scores, selection, attention to `budget` tokens.
@@ -112,7 +113,15 @@ impl Attention {
         let sketch = self.cache.sketch(0, len, plan)?;
         self.cache.advance(1);
         let (keys, values) = self.cache.layer(0);
-        let step = FasaStep { layer: 0, len, budget, plan: plan.clone(), recorder: None, status: Status::default() };
+        let step = FasaStep {
+            layer: 0,
+            len,
+            budget,
+            softcap: None,
+            plan: plan.clone(),
+            recorder: None,
+            status: Status::default(),
+        };
         ops::fasa_decode(self.queries.clone(), keys, values, sketch, step)
     }
 }

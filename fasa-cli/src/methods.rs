@@ -2,7 +2,9 @@
 
 use crate::builtin;
 use crate::model::LanguageModel;
+use crate::report;
 use crate::settings::{FasaArgs, MethodArgs, MethodName, Preset};
+use crate::terminal;
 use anyhow::{Context, Result, bail};
 use fasa_burn::method::Method;
 use fasa_core::policy::{Oracle, Ranked, Streaming};
@@ -41,6 +43,13 @@ pub fn build(
     Ok(match name {
         MethodName::Dense => Method::Dense,
         MethodName::Fasa => {
+            let numbers = model.decoder.config();
+            if (0..numbers.num_hidden_layers).all(|layer| numbers.window(layer).is_some()) {
+                let window = report::count(numbers.sliding_window.unwrap_or_default());
+                terminal::note(format!(
+                    "all layers of this model attend to their last {window} tokens and stay dense; FASA changes nothing"
+                ));
+            }
             let (bytes, path) = find_profile(model, config, preset, profile)?;
             let view = model.decoder.profile(&bytes, &path)?;
             Method::fasa(&view, *config, budget).with_context(|| format!("profile `{}`", path.display()))?
@@ -56,7 +65,7 @@ pub fn build(
 /// Where `fasa calibrate` puts the profile of a preset.
 pub fn profile_path(model: &LanguageModel, preset: Preset) -> PathBuf {
     let file = format!("fasa-{}.profile", preset.name());
-    model.folder.as_ref().map_or_else(|| file.clone().into(), |folder| folder.join(&file))
+    model.beside(&file).unwrap_or_else(|| file.into())
 }
 
 /// The profile's bytes, and what to call it.
@@ -82,7 +91,7 @@ fn find_profile(
         bail!(
             "there is no profile `{}`; make it with `fasa calibrate --model {} --preset {}`, or decode with `--method dense`",
             path.display(),
-            model.folder.as_deref().unwrap_or(Path::new(".")).display(),
+            model.file.as_deref().or(model.folder.as_deref()).unwrap_or(Path::new(".")).display(),
             preset.name()
         );
     }
