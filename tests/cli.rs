@@ -6,7 +6,7 @@ mod fixture;
 use binary::{edit, fasa, json, nano, refused};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 #[test]
 fn the_main_job() {

@@ -3,9 +3,8 @@
 mod binary;
 mod fixture;
 
-use binary::{edit, fasa, json, nano, refused};
+use binary::{fasa, json, nano, refused};
 use serde_json::Value;
-use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 /// A copy of nano that knows conversations.
