@@ -45,3 +45,4 @@ pub mod trace;
 pub use burn::tensor::Device;
 pub use dtype::Dtype;
 pub use error::{Error, Result};
+pub use fasa_cpu::HugePages;
