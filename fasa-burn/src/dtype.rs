@@ -47,8 +47,8 @@ impl Dtype {
         if self.runs_on(device) {
             return Ok(());
         }
-        let problem = format!("{} does not run on this backend, {device:?}", self.name());
-        Err(Error::request("dtype", problem, "use `--dtype f32`, or the backend flex"))
+        let problem = format!("{} does not run on this device, {device:?}", self.name());
+        Err(Error::request("dtype", problem, "use `--dtype f32`, or `--device cpu`"))
     }
 
     /// Burn's name for it.

@@ -114,10 +114,12 @@ pub enum Error {
     Core(#[from] fasa_core::Error),
 
     /// The device failed to run the work or to return its result.
-    #[error("the device failed: {reason}; free memory on it, or choose another with `--device`")]
+    #[error("the device {problem}; {mend}")]
     Device {
-        /// What it said.
-        reason: String,
+        /// What it could not do.
+        problem: String,
+        /// What to do about it.
+        mend: String,
     },
 
     /// The caller asked for the work to stop before it was done.

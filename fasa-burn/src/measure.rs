@@ -12,6 +12,7 @@ use fasa_core::policy::OwnedPlan;
 use fasa_core::profile::Model;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Bytes of weights that one decode step reads: all projections and the output layer. (Of the embedding it reads one row.)
 pub fn weight_bytes(config: &ModelConfig, dtype: Dtype) -> u64 {
@@ -24,6 +25,41 @@ pub fn weight_bytes(config: &ModelConfig, dtype: Dtype) -> u64 {
 /// Bytes per second that the processor reads from memory with all threads: the median of 15 passes over 256 MiB.
 pub fn read_bandwidth() -> f64 {
     fasa_cpu::machine::read_bandwidth(256 << 20, 15)
+}
+
+/// Bytes per second that a GPU reads and writes when it adds to 256 MiB of numbers: the median of 15 rounds of 10 passes.
+///
+/// # Errors
+/// [`crate::Error::Device`] if the device fails.
+pub fn device_bandwidth(device: &Device) -> Result<f64> {
+    const NUMBERS: usize = 64 << 20;
+    let numbers: Tensor<1> = Tensor::zeros([NUMBERS], device);
+    let mut speeds = Vec::new();
+    for round in 0..16 {
+        wait(device)?;
+        let start = Instant::now();
+        for _ in 0..10 {
+            // Another tensor each time: the numbers have a second owner.
+            drop(numbers.clone() + 1.0);
+        }
+        wait(device)?;
+        if round > 0 {
+            speeds.push(10.0 * 8.0 * NUMBERS as f64 / start.elapsed().as_secs_f64());
+        }
+    }
+    speeds.sort_by(f64::total_cmp);
+    Ok(speeds[speeds.len() / 2])
+}
+
+/// Waits until a GPU has done what it was asked to; the processor has.
+///
+/// # Errors
+/// [`crate::Error::Device`] if it could not.
+pub fn wait(device: &Device) -> Result<()> {
+    match crate::device::is_gpu(device) {
+        true => device.sync().map_err(|e| crate::device::failure(&e.to_string())),
+        false => Ok(()),
+    }
 }
 
 /// Runs what is measured as a decode step runs: with the CPU's threads awake. See [`fasa_cpu::awake`].

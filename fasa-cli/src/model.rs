@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 /// Loads the weights, in single precision where they turn out not to fit into the half that nobody asked for by name.
 fn decoder(config: ModelConfig, checkpoint: &Checkpoint, args: &ModelArgs) -> Result<Decoder> {
-    let device = args.device.device();
+    let device = args.device.open()?;
     let load = |dtype| {
         let bar = terminal::progress("loading", "layers");
         let mut progress = |done, total| terminal::advance(&bar, done, total);

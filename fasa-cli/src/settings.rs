@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use fasa_burn::sampling::Sampling;
-use fasa_burn::{Device, Dtype};
+use fasa_burn::{Device, DeviceName, Dtype};
 use fasa_core::config::ChunkCount;
 use fasa_core::criterion::CriterionKind;
 use fasa_core::sketch::Precision;
@@ -17,8 +17,8 @@ pub struct ModelArgs {
     #[arg(long, value_name = "FOLDER", default_value = crate::builtin::NAME)]
     pub model: PathBuf,
 
-    /// Where it runs
-    #[arg(long, value_enum, default_value_t)]
+    /// Where it runs: cpu, cuda, wgpu, vulkan or metal; `cuda:1` is the second GPU. `fasa devices` lists them
+    #[arg(long, value_name = "DEVICE", default_value_t)]
     pub device: DeviceName,
 
     /// Number format of weights and cache
@@ -28,34 +28,6 @@ pub struct ModelArgs {
     /// Threads to use [default: one per core]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-}
-
-/// The devices of this build.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum DeviceName {
-    /// The processor.
-    #[default]
-    Cpu,
-}
-
-impl DeviceName {
-    /// Its name, as on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            DeviceName::Cpu => "cpu",
-        }
-    }
-
-    /// The device.
-    pub fn device(self) -> Device {
-        match self {
-            #[cfg(feature = "flex")]
-            DeviceName::Cpu => Device::flex(),
-            #[cfg(all(feature = "ndarray", not(feature = "flex")))]
-            #[allow(deprecated)] // upstream deprecates it; it stays selectable as a reference
-            DeviceName::Cpu => Device::ndarray(),
-        }
-    }
 }
 
 /// Number formats of weights and cache on the command line.

@@ -19,6 +19,16 @@ pub enum Isa {
 impl Isa {
     /// All of them, the poorest first.
     pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "AVX2",
+            Isa::Avx512 => "AVX-512",
+            Isa::Avx512Vnni => "AVX-512 VNNI",
+        }
+    }
 }
 
 /// The best instruction set of this machine. `FASA_ISA=portable|avx2|avx512|avx512vnni` caps it, for tests and measurements.

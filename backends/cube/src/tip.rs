@@ -92,7 +92,7 @@ pub struct Channels {
 
 /// [`Precision`], as kernels are told apart by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Codes {
+pub(crate) enum Codes {
     Int4,
     Int8,
     F16,
@@ -100,7 +100,7 @@ enum Codes {
 }
 
 impl Codes {
-    fn new(precision: Precision) -> Result<Self> {
+    pub(crate) fn new(precision: Precision) -> Result<Self> {
         match precision {
             Precision::Int4 => Ok(Codes::Int4),
             Precision::Int8 => Ok(Codes::Int8),

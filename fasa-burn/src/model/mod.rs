@@ -7,6 +7,7 @@ pub use load::LoadProgress;
 
 use crate::cache::KvCache;
 use crate::config::ModelConfig;
+use crate::device::is_gpu;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::method::Method;
@@ -148,6 +149,10 @@ impl Decoder {
     ) -> Result<Option<Tensor<2>>> {
         self.check(tokens, cache.len())?;
         cache.reserve(tokens.len());
+        if is_gpu(&self.device) {
+            self.check_device(cache, method)?;
+            return self.forward_chunks(tokens, cache, method, logits, watch);
+        }
         // On a thread of the pool, a kernel that is shared out goes on at once; from any other, each would put the caller
         // to sleep and wake it again, many times per token.
         match tokens.len() <= FEW_TOKENS {
@@ -201,6 +206,25 @@ impl Decoder {
         Ok(x)
     }
 
+    /// Whether a GPU can do this.
+    fn check_device(&self, cache: &KvCache, method: &Method) -> Result<()> {
+        if matches!(method, Method::Policy { .. }) {
+            return Err(Error::request(
+                "method",
+                "is one that decides on the host, head after head, which a GPU would wait for",
+                "use the methods fasa and dense, or `--device cpu`",
+            ));
+        }
+        let (weights, rows) = (crate::measure::weight_bytes(&self.config, self.dtype), cache.bytes());
+        match crate::device::memory(&self.device) {
+            Some(memory) if weights + rows > memory => Err(crate::device::failure(&format!(
+                "out of device memory: weights take {weights} bytes, a cache of {} tokens {rows}, the device has {memory}",
+                cache.capacity()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether `tokens` may follow `held` others.
     fn check(&self, tokens: &[u32], held: usize) -> Result<()> {
         if let Some(token) = tokens.iter().find(|t| **t as usize >= self.config.vocab_size) {
@@ -225,5 +249,5 @@ impl Decoder {
 /// # Errors
 /// [`Error::Device`] if the device fails to deliver them.
 pub fn to_host<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
-    tensor.try_into_vec_as::<f32>().map_err(|e| Error::Device { reason: e.to_string() })
+    tensor.try_into_vec_as::<f32>().map_err(|e| crate::device::failure(&e.to_string()))
 }

@@ -122,8 +122,8 @@ fn method(args: &Args, model: &LanguageModel) -> Result<(Method, usize)> {
     let method = args.method.method(model)?;
     let tokens = match (&method, args.dense_below) {
         (Method::Fasa { budget, .. }, DenseBelow::Measured) => {
-            let (device, shape) = (args.model.device.name(), crossover::shape(model.decoder.config()));
-            let conditions = Conditions::new(device, shape, model.decoder.dtype(), &args.method.config(), *budget);
+            let (device, shape) = (args.model.device.to_string(), crossover::shape(model.decoder.config()));
+            let conditions = Conditions::new(&device, shape, model.decoder.dtype(), &args.method.config(), *budget);
             crossover::path().map_or(Ok(0), |path| crossover::recall(&path, &conditions))?
         }
         (Method::Fasa { .. }, DenseBelow::Tokens(tokens)) => tokens,

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod calibrate;
 pub mod demo;
+pub mod devices;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
@@ -35,6 +36,8 @@ enum Command {
     Eval(eval::Args),
     /// Measure speed, beside what the memory allows
     Bench(bench::Args),
+    /// List the devices that this build and this machine offer
+    Devices(devices::Args),
 }
 
 impl Cli {
@@ -50,6 +53,7 @@ impl Cli {
             Command::Inspect(args) => inspect::run(&args),
             Command::Eval(args) => eval::run(&args, cancel),
             Command::Bench(args) => bench::run(&args, cancel),
+            Command::Devices(args) => devices::run(&args),
         }
     }
 }

@@ -75,7 +75,7 @@ fn subject(args: &Args) -> Result<(String, Decoder, Method)> {
         return Ok((model.name, model.decoder, fasa));
     };
     threads::start(args.model.threads)?;
-    let device = args.model.device.device();
+    let device = args.model.device.open()?;
     let bar = terminal::progress("making weights", "layers");
     let mut progress = |done, total| terminal::advance(&bar, done, total);
     let dtype = args.model.dtype.dtype(true, &device);
@@ -99,7 +99,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     let (name, mut decoder, fasa) = subject(args)?;
     decoder.allow_positions(longest + 8);
     let text = args.format == Format::Text;
-    let bandwidth = bandwidth(text)?;
+    let bandwidth = bandwidth(text, decoder.device())?;
     let (numbers, dtype) = (decoder.config().clone(), decoder.dtype());
     let weights = weight_bytes(&numbers, dtype);
     let mut report = Report {

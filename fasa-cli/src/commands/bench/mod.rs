@@ -8,6 +8,8 @@ mod prefill;
 use crate::report;
 use anyhow::{Context, Result};
 use clap::Subcommand;
+use fasa_burn::Device;
+use fasa_burn::device::is_gpu;
 use fasa_burn::generate::Cancel;
 use std::time::Instant;
 
@@ -80,12 +82,13 @@ fn median(mut numbers: Vec<f64>) -> f64 {
 }
 
 /// What the memory gives, measured now. Said first: every bound follows from it.
-fn bandwidth(spoken: bool) -> Result<f64> {
-    let bandwidth = fasa_burn::measure::read_bandwidth();
+fn bandwidth(spoken: bool, device: &Device) -> Result<f64> {
+    let (bandwidth, how) = match is_gpu(device) {
+        true => (fasa_burn::measure::device_bandwidth(device)?, "read and written by the device".to_owned()),
+        false => (fasa_burn::measure::read_bandwidth(), format!("read by {} threads", rayon::current_num_threads())),
+    };
     if spoken {
-        let threads = rayon::current_num_threads();
-        report::text(format_args!("memory: {:.1} GB/s read by {threads} threads", bandwidth / 1e9))
-            .context("cannot print")?;
+        report::text(format_args!("memory: {:.1} GB/s {how}", bandwidth / 1e9)).context("cannot print")?;
     }
     Ok(bandwidth)
 }
