@@ -23,6 +23,7 @@ pub mod driver;
 mod error;
 pub mod linear;
 pub mod numbers;
+pub mod rows;
 pub mod select;
 mod team;
 pub mod tip;

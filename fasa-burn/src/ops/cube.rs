@@ -17,6 +17,7 @@ use fasa_core::Error;
 use fasa_cpu::Selected;
 use fasa_cube::attend::{Cache, Rows, attend};
 use fasa_cube::linear::{Finish, Norm, Weight, linear};
+use fasa_cube::rows::rms_norm;
 use fasa_cube::tip::Sketch;
 use fasa_cube::{Format, Gpu, combine, select, tip, write};
 
@@ -91,6 +92,16 @@ fn product(lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
     }
 }
 
+/// See [`composed::rms_norm`].
+fn normed(x: CubeTensor, weight: CubeTensor, eps: f64) -> CubeTensor {
+    let [x, weight] = [x, weight].map(into_contiguous);
+    let [rows, width] = x.shape().dims();
+    match rms_norm(&gpu(&x), &x.handle, &weight.handle, rows, width, eps as f32) {
+        Ok(out) => tensor(&x, out, [rows, width]),
+        Err(error) => unreachable!("there is a token, and it has numbers: {error}"),
+    }
+}
+
 /// `x weightᵀ` of many tokens.
 fn wide(x: CubeTensor, weight: CubeTensor) -> CubeTensor {
     let x = CubeBackend::float_cast(x, weight.dtype().into());
@@ -117,7 +128,7 @@ impl FasaOps for CubeBackend {
     fn norm_linear(x: CubeTensor, norm: CubeTensor, eps: f64, weight: CubeTensor) -> CubeTensor {
         match few(&x) {
             true => project(x, Some((norm, eps)), weight, Finish::Plain),
-            false => wide(composed::rms_norm::<Self>(x, norm, eps), weight),
+            false => wide(normed(x, norm, eps), weight),
         }
     }
 
@@ -134,8 +145,9 @@ impl FasaOps for CubeBackend {
         Self::float_add(x, Self::float_mul_scalar(out, HEADROOM.into()))
     }
 
-    fn causal_attention(q: CubeTensor, k: CubeTensor, v: CubeTensor, len: usize, _status: Status) -> CubeTensor {
-        prefill::causal_attention(q, k, v, len)
+    fn causal_attention(q: CubeTensor, k: CubeTensor, v: CubeTensor, len: usize, status: Status) -> CubeTensor {
+        let out = prefill::causal_attention(q.clone(), k, v, len);
+        status.record(out).unwrap_or(q)
     }
 
     fn dense_decode(q: CubeTensor, k: CubeTensor, v: CubeTensor, len: usize, status: Status) -> CubeTensor {
