@@ -15,6 +15,7 @@
 // Kernels are another language: these idioms of the host do not exist there.
 #![allow(clippy::eq_op, clippy::manual_div_ceil, clippy::manual_is_multiple_of)]
 
+pub mod append;
 pub mod attend;
 pub mod combine;
 mod device;

@@ -4,6 +4,7 @@
 mod support;
 
 use fasa_core::sketch::{HeadPlan, Precision, quantize_row};
+use fasa_cube::append::{Tokens, append};
 use fasa_cube::attend::Cache;
 use fasa_cube::linear::{Finish, Norm, Weight, linear};
 use fasa_cube::rows::{Softmax, rms_norm};
@@ -109,6 +110,69 @@ fn softmaxes_in_tiles() {
         close(&format!("row {row}"), &got, &want);
         assert!(late[row * after + seen..(row + 1) * after].iter().all(|w| *w == 0.0), "row {row} sees the future");
     }
+}
+
+/// Queries and keys turn, values do not, and nothing else in the cache changes.
+#[test]
+fn tokens_are_appended() {
+    let Some(gpu) = gpu() else { return };
+    let (query_heads, heads, capacity) = (6, 2, 9);
+    for (dim, turning, new, position) in [(16, 16, 1, 0), (16, 16, 3, 6), (10, 6, 2, 1), (8, 0, 1, 8)] {
+        let half = turning / 2;
+        let all = query_heads + 2 * heads;
+        let (qkv, cos, sin) = (noise(11, new * all * dim), noise(12, new * half.max(1)), noise(13, new * half.max(1)));
+        for format in [Format::F32, Format::F16, Format::Bf16] {
+            let (keys, mut want_keys) = store(&gpu, format, &noise(14, heads * capacity * dim));
+            let (values, mut want_values) = store(&gpu, format, &noise(15, heads * capacity * dim));
+            let cache = Cache { format, keys, values, heads, capacity, dim };
+            let [qkv_there, cos_there, sin_there] = [&qkv, &cos, &sin].map(|x| upload(&gpu, x));
+            let tokens = Tokens { qkv: &qkv_there, cos: &cos_there, sin: &sin_there, turning, new };
+            let queries: Vec<f32> =
+                download(&gpu, &append(&gpu, tokens, query_heads, &cache, position).expect("shapes fit"));
+            let mut want_queries = vec![];
+            for (t, token) in qkv.chunks(all * dim).enumerate() {
+                for (h, x) in token.chunks(dim).enumerate() {
+                    let mut x = x.to_vec();
+                    for i in (0..half).filter(|_| h < query_heads + heads) {
+                        let (a, b, cos, sin) = (x[i], x[i + half], cos[t * half + i], sin[t * half + i]);
+                        (x[i], x[i + half]) = (a * cos - b * sin, b * cos + a * sin);
+                    }
+                    let row = |head: usize| (head * capacity + position + t) * dim..;
+                    match h {
+                        _ if h < query_heads => want_queries.extend(x),
+                        _ if h < query_heads + heads => want_keys[row(h - query_heads)][..dim].copy_from_slice(&x),
+                        _ => want_values[row(h - query_heads - heads)][..dim].copy_from_slice(&x),
+                    }
+                }
+            }
+            let what = format!("{format:?}, {dim} dimensions, {turning} turn, {new} at {position}");
+            close(&what, &queries, &want_queries);
+            for (kept, want) in [(&cache.keys, want_keys), (&cache.values, want_values)] {
+                let bits: Vec<u16> = download(&gpu, kept);
+                let got: Vec<f32> = match format {
+                    Format::F32 => download(&gpu, kept),
+                    Format::F16 => bits.iter().map(|b| half::f16::from_bits(*b).to_f32()).collect(),
+                    Format::Bf16 => bits.iter().map(|b| half::bf16::from_bits(*b).to_f32()).collect(),
+                };
+                // Half a place of the last digit.
+                let step = [1e-6, 5e-4, 4e-3]
+                    [[Format::F32, Format::F16, Format::Bf16].iter().position(|f| *f == format).expect("one")];
+                let near = |got: f32, want: f32| (got - want).abs() <= step * want.abs().max(0.1);
+                assert!(got.iter().zip(&want).all(|(g, w)| near(*g, *w)), "{what}");
+            }
+        }
+    }
+    let cache = Cache {
+        format: Format::F32,
+        keys: upload(&gpu, &[0.0f32; 8]),
+        values: upload(&gpu, &[0.0f32; 8]),
+        heads: 1,
+        capacity: 2,
+        dim: 4,
+    };
+    let there = upload(&gpu, &[0.0f32; 24]);
+    let tokens = Tokens { qkv: &there, cos: &there, sin: &there, turning: 4, new: 2 };
+    assert!(append(&gpu, tokens, 1, &cache, 1).is_err());
 }
 
 /// Rows of every format, in pieces that begin and end at odd tokens, bit for bit as `fasa-core` writes them.

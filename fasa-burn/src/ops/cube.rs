@@ -15,6 +15,7 @@ use cubecl::device::WgpuDeviceKind;
 use cubecl::server::Handle;
 use fasa_core::Error;
 use fasa_cpu::Selected;
+use fasa_cube::append::{Tokens, append};
 use fasa_cube::attend::{Cache, Rows, attend};
 use fasa_cube::linear::{Finish, Norm, Weight, linear};
 use fasa_cube::rows::rms_norm;
@@ -143,6 +144,24 @@ impl FasaOps for CubeBackend {
         }
         let out = wide(Self::float_mul_scalar(between, (1.0 / HEADROOM).into()), down);
         Self::float_add(x, Self::float_mul_scalar(out, HEADROOM.into()))
+    }
+
+    fn append(
+        qkv: CubeTensor,
+        cos: CubeTensor,
+        sin: CubeTensor,
+        k: CubeTensor,
+        v: CubeTensor,
+        position: usize,
+    ) -> (CubeTensor, CubeTensor, CubeTensor) {
+        let ([qkv, cos, sin], [k, v]) = ([qkv, cos, sin].map(into_contiguous), [k, v].map(own));
+        let ([new, width], [kv_heads, _, dim]) = (qkv.shape().dims(), k.shape().dims());
+        let (query_heads, turning) = (width / dim - 2 * kv_heads, 2 * cos.shape()[2]);
+        let tokens = Tokens { qkv: &qkv.handle, cos: &cos.handle, sin: &sin.handle, turning, new };
+        match append(&gpu(&qkv), tokens, query_heads, &cache(&k, &v), position) {
+            Ok(queries) => (tensor(&qkv, queries, [new, query_heads, dim]), k, v),
+            Err(error) => unreachable!("the cache was grown for these tokens: {error}"),
+        }
     }
 
     fn causal_attention(q: CubeTensor, k: CubeTensor, v: CubeTensor, len: usize, status: Status) -> CubeTensor {
