@@ -50,6 +50,27 @@ fn ndarray_agrees_with_flex() {
     }
 }
 
+/// Families with what the others lack: windows, capped scores, other norms and activations.
+#[test]
+#[allow(deprecated)] // as above
+fn ndarray_agrees_with_flex_on_other_families() {
+    for name in ["gemma2", "gemma3", "granite", "mistral-window", "olmo2", "stablelm-parallel"] {
+        let folder = fixture::folder().join("families").join(name);
+        let ids = fixture::Fixture::read(&folder.join("expected.safetensors")).u32("input_ids");
+        let [flex, ndarray] = [Device::flex(), Device::ndarray()].map(|device| {
+            let model = model::load_as(&folder, &device, Dtype::F32);
+            let (mut cache, (last, prompt)) = (model.new_cache(1), ids.split_last().expect("ids"));
+            let logits = model.forward(prompt, &mut cache, &Method::Dense, Logits::All).expect("runs");
+            let mut all = to_host(logits.expect("logits")).expect("host");
+            let row = model.forward(&[*last], &mut cache, &Method::Dense, Logits::Last).expect("runs");
+            all.extend(to_host(row.expect("logits")).expect("host"));
+            all
+        });
+        let worst = flex.iter().zip(&ndarray).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < TOLERANCE, "{name}: a logit differs by {worst}");
+    }
+}
+
 #[test]
 #[allow(deprecated)] // as above
 fn what_ndarray_does_not_compute_with_is_refused() {

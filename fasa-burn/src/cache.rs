@@ -1,5 +1,7 @@
 //! The KV cache: keys, values and sketches of every layer, appended in place.
 
+mod stored;
+
 use crate::config::ModelConfig;
 use crate::device::is_gpu;
 use crate::dtype::Dtype;
@@ -21,6 +23,8 @@ pub struct KvCache {
     capacity: usize,
     dtype: Dtype,
     sketched: Option<Sketched>,
+    /// The longest context that was announced or read.
+    expected: usize,
 }
 
 /// Keys and values of one layer.
@@ -98,7 +102,7 @@ impl KvCache {
         let capacity = whole(capacity.max(1));
         let rows = || zeros([config.num_key_value_heads, capacity, config.head_dim], dtype, device);
         let layers = (0..config.num_hidden_layers).map(|_| Slot::new((rows(), rows()))).collect();
-        Self { layers, len: 0, capacity, dtype, sketched: None }
+        Self { layers, len: 0, capacity, dtype, sketched: None, expected: 0 }
     }
 
     /// The number format of keys and values.
@@ -133,9 +137,23 @@ impl KvCache {
     /// Forgets all tokens from position `len` on. Costs nothing; their rows are overwritten by later ones.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
+        if self.len == 0 {
+            self.expected = 0;
+        }
         for layer in self.sketched.iter_mut().flat_map(|s| s.layers.iter_mut().flatten()) {
             layer.len = layer.len.min(self.len);
         }
+    }
+
+    /// Announces that the context will hold `tokens`. Some models' rotary frequencies follow the length of the context: what
+    /// is read in pieces is then turned as if it were read at once.
+    pub fn expect(&mut self, tokens: usize) {
+        self.expected = self.expected.max(tokens);
+    }
+
+    /// The longest context that was announced or read.
+    pub fn expected(&self) -> usize {
+        self.expected
     }
 
     /// Makes room for `additional` more tokens, doubling the buffers where they must grow.

@@ -139,18 +139,17 @@ impl Decoder {
         let of_row = config.num_attention_heads / rows;
         let greedy = Greedy::new(calibration.agreement_k)?.with_rounds(count / 2);
         let rank = |place: usize| -> Result<(Vec<u16>, Vec<f64>)> {
-            let (layer, row) = (place / rows, place % rows);
-            let chunks = model.layer_chunks(layer)?;
+            let (index, row) = (place / rows, place % rows);
+            let (chunks, window) = (model.layer_chunks(index)?, config.window(index));
             let mut steps = Vec::new();
             for (sample, trace) in samples.iter().zip(traces) {
                 for head in row * of_row..(row + 1) * of_row {
-                    let layer = &trace.layers()[layer];
-                    let (queries, keys) = (layer.queries(head)?, layer.keys(head / config.num_key_value_groups())?);
-                    steps.extend(sample.judged.iter().map(|position| Observation {
-                        query: queries.row(position - trace.from()),
-                        keys: keys.first(position + 1),
-                        chunks: &chunks,
-                    }));
+                    let layer = &trace.layers()[index];
+                    let (queries, kv_head) = (layer.queries(head)?, head / config.num_key_value_groups());
+                    for position in &sample.judged {
+                        let keys = layer.keys_at(kv_head, *position, window)?;
+                        steps.push(Observation { query: queries.row(position - trace.from()), keys, chunks: &chunks });
+                    }
                 }
             }
             if cancel.is_cancelled() {
@@ -180,6 +179,7 @@ impl Decoder {
     fn trace(&self, sample: &Sample, cancel: &Cancel) -> Result<Trace> {
         let mut queries = Queries::new(self.config().num_hidden_layers, sample.judged[0]);
         let mut cache = self.new_cache(sample.tokens.len());
+        cache.expect(sample.tokens.len());
         for chunk in sample.tokens.chunks(PREFILL_CHUNK) {
             if cancel.is_cancelled() {
                 return Err(Error::Cancelled);
@@ -203,11 +203,11 @@ impl Decoder {
         let heads = config.num_attention_heads;
         let mut tally = Tally::new(calibration.criterion, config.num_hidden_layers * heads, chunks.len());
         for head in 0..heads {
-            let (queries, keys) = (trace.queries(head)?, trace.keys(head / config.num_key_value_groups())?);
+            let (queries, kv_head) = (trace.queries(head)?, head / config.num_key_value_groups());
             for &position in &sample.judged {
                 let query = queries.row(position - sample.judged[0]);
-                let seen = keys.first(position + 1);
-                let observation = Observation { query, keys: seen, chunks };
+                let keys = trace.keys_at(kv_head, position, config.window(layer))?;
+                let observation = Observation { query, keys, chunks };
                 match calibration.criterion {
                     CriterionKind::Margin => tally.observe(&Margin, layer * heads + head, &observation)?,
                     CriterionKind::Agreement => {

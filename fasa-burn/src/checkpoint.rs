@@ -227,7 +227,7 @@ impl Checkpoint {
 }
 
 /// The size of a regular file. Anything else (a folder, a pipe) is refused before opening, which could block.
-fn regular_file_len(path: &Path) -> Result<u64> {
+pub(crate) fn regular_file_len(path: &Path) -> Result<u64> {
     let metadata = fs::metadata(path).map_err(|error| Error::io(path, error))?;
     if metadata.is_file() {
         Ok(metadata.len())

@@ -3,7 +3,11 @@
 //! Nothing is guessed: a setting that would change what the model computes and that this crate does not implement is
 //! refused by name, rather than ignored.
 
+mod choices;
+mod family;
 mod fields;
+mod generation;
+mod layers;
 mod rope;
 
 use std::path::Path;
@@ -12,15 +16,23 @@ use serde_json::Value;
 
 use crate::checkpoint::read_whole;
 use crate::error::{Error, Result};
+use choices::Attending;
+pub use choices::{Activation, Norm, NormPlace, QkNorm};
+use family::{FAMILIES, Family};
 use fields::Fields;
+pub use generation::GenerationConfig;
 pub use rope::{RopeConfig, RopeScaling};
 
 /// The architectures that can be loaded, as `architectures` spells them.
-pub const SUPPORTED_ARCHITECTURES: &[&str] =
-    &["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM", "SmolLM3ForCausalLM"];
-
-/// `model_type` of the supported architectures, in the same order.
-const SUPPORTED_MODEL_TYPES: &[&str] = &["llama", "qwen2", "qwen3", "phi3", "smollm3"];
+pub const SUPPORTED_ARCHITECTURES: [&str; FAMILIES.len()] = {
+    let mut names = [""; FAMILIES.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = FAMILIES[i].class;
+        i += 1;
+    }
+    names
+};
 
 /// A real `config.json` has a few kilobytes.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -51,20 +63,50 @@ pub struct ModelConfig {
     pub num_key_value_heads: usize,
     /// Channels per head; even, since rotary positions turn pairs.
     pub head_dim: usize,
-    /// Added to the mean square inside RMSNorm.
-    pub rms_norm_eps: f64,
     /// `model_type`: which family it is.
     pub model_type: &'static str,
-    /// Rotary positions.
-    pub rope: RopeConfig,
-    /// One byte per layer, 1 where the layer has no rotary positions; empty if every layer has.
-    pub unrotated_layers: Vec<u8>,
+    /// What norms compute.
+    pub norm: Norm,
+    /// Added to the mean square or variance inside norms.
+    pub norm_eps: f64,
+    /// Where norms are.
+    pub norm_place: NormPlace,
+    /// What queries and keys go through.
+    pub qk_norm: Option<QkNorm>,
+    /// What is inside the feed-forward block.
+    pub activation: Activation,
     /// Whether query, key and value projections have a bias.
     pub qkv_bias: bool,
-    /// Whether queries and keys go through a norm of their own, head by head.
-    pub qk_norm: bool,
+    /// Whether the projection behind attention has a bias.
+    pub output_bias: bool,
+    /// Whether the projections of the feed-forward block have biases.
+    pub mlp_bias: bool,
+    /// Whether the feed-forward block reads what attention reads, its norm included, instead of attention's result.
+    pub parallel_residual: bool,
     /// Whether the checkpoint stores the projections that read the same input as one matrix.
     pub fused_projections: bool,
+    /// Rotary positions.
+    pub rope: RopeConfig,
+    /// Rotary positions of the layers with a sliding window, where they have their own.
+    pub local_rope: Option<RopeConfig>,
+    /// One byte per layer, 1 where the layer has no rotary positions; empty if every layer has.
+    pub unrotated_layers: Vec<u8>,
+    /// Tokens that a token attends to in layers with a sliding window, itself included.
+    pub sliding_window: Option<usize>,
+    /// One byte per layer, 1 where the layer has a sliding window; empty if none has.
+    pub sliding_layers: Vec<u8>,
+    /// What `q · k` is multiplied by: `1 / sqrt(head_dim)` in most models.
+    pub attention_scale: f64,
+    /// Attention scores are capped: `cap * tanh(score / cap)`.
+    pub attention_softcap: Option<f64>,
+    /// What embeddings are multiplied by.
+    pub embedding_multiplier: f64,
+    /// What a block's result is multiplied by before it is added to the residual stream.
+    pub residual_multiplier: f64,
+    /// What logits are multiplied by.
+    pub logits_multiplier: f64,
+    /// Logits are capped, after the multiplication.
+    pub logits_softcap: Option<f64>,
     /// Number of positions the model was made for.
     pub max_position_embeddings: usize,
     /// Whether the output projection is the embedding matrix.
@@ -100,9 +142,9 @@ impl ModelConfig {
             return Err(Error::config(path, "(the whole file)", "is not a JSON object", "download config.json again"));
         };
         let fields = Fields::new(path, object);
-        let model_type = check_architecture(&fields)?;
+        let family = check_architecture(&fields)?;
         refuse_unsupported(&fields)?;
-        Self::from_fields(&fields, model_type)
+        Self::from_fields(&fields, family)
     }
 
     /// Query heads that share one key and value head.
@@ -110,7 +152,29 @@ impl ModelConfig {
         self.num_attention_heads / self.num_key_value_heads
     }
 
-    fn from_fields(fields: &Fields<'_>, model_type: &'static str) -> Result<Self> {
+    /// Tokens that a token attends to in `layer`; `None` for all before it.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.sliding_window.filter(|_| self.sliding_layers.get(layer) == Some(&1))
+    }
+
+    /// Rotary positions of `layer`; `None` if it has none.
+    pub fn layer_rope(&self, layer: usize) -> Option<&RopeConfig> {
+        match self.unrotated_layers.get(layer) {
+            Some(1) => None,
+            _ if self.window(layer).is_some() => self.local_rope.as_ref().or(Some(&self.rope)),
+            _ => Some(&self.rope),
+        }
+    }
+
+    /// What queries are multiplied by once they are turned, so that scores divided by the root of `head_dim` are the
+    /// model's.
+    pub fn query_multiplier(&self) -> f64 {
+        let usual = (self.head_dim as f64).sqrt();
+        // Exactly 1 where the root's own rounding is the only difference.
+        if self.attention_scale == 1.0 / usual { 1.0 } else { self.attention_scale * usual }
+    }
+
+    fn from_fields(fields: &Fields<'_>, family: &'static Family) -> Result<Self> {
         let vocab_size = fields.size("vocab_size", MAX_VOCAB)?;
         let hidden_size = fields.size("hidden_size", MAX_WIDTH)?;
         let num_attention_heads = fields.size("num_attention_heads", MAX_HEADS)?;
@@ -123,29 +187,67 @@ impl ModelConfig {
                 "use the config.json that belongs to the weights",
             ));
         }
-        let default_head_dim = (model_type == "qwen3").then_some(128);
-        let head_dim = head_dim(fields, default_head_dim, hidden_size, num_attention_heads)?;
-        let default_theta = (model_type == "smollm3").then_some(2_000_000.0);
+        let head_dim = head_dim(fields, family.head_dim, hidden_size, num_attention_heads)?;
         let num_hidden_layers = fields.size("num_hidden_layers", MAX_LAYERS)?;
+        let max_position_embeddings = fields.size("max_position_embeddings", MAX_POSITIONS)?;
+        let unrotated_layers = layers::unrotated(fields, family, num_hidden_layers)?;
+        let (sliding_window, sliding_layers) = layers::windows(fields, family, num_hidden_layers, &unrotated_layers)?;
+        let (rope, local_rope) = RopeConfig::read(fields, family, head_dim, max_position_embeddings)?;
+        let eps = fields.positive(family.norm_eps)?;
+        let has_qk_norm = fields.presence(family.has_qk_norm)?;
+        let multiplier = |name| match family.multipliers {
+            true => fields.positive(name).map(|x| x.unwrap_or(1.0)),
+            false => Ok(1.0),
+        };
+        let softcap = |name, i: usize| match family.softcaps {
+            Some(_) if fields.is_null(name) => Ok(None),
+            Some(defaults) => fields.positive(name).map(|x| x.or(defaults[i])),
+            None => Ok(None),
+        };
         Ok(Self {
             vocab_size,
-            model_type,
-            rope: RopeConfig::read(fields, head_dim, default_theta)?,
-            unrotated_layers: if model_type == "smollm3" { unrotated(fields, num_hidden_layers)? } else { Vec::new() },
-            qkv_bias: model_type == "qwen2",
-            qk_norm: model_type == "qwen3",
-            fused_projections: model_type == "phi3",
             hidden_size,
             intermediate_size: fields.size("intermediate_size", MAX_WIDTH)?,
             num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
-            rms_norm_eps: fields
-                .positive("rms_norm_eps")?
-                .ok_or_else(|| fields.error("rms_norm_eps", "is missing", "add it as the model's author gives it"))?,
-            max_position_embeddings: fields.size("max_position_embeddings", MAX_POSITIONS)?,
-            tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(model_type == "smollm3"),
+            model_type: family.name,
+            norm: family.norm,
+            norm_eps: eps
+                .ok_or_else(|| fields.error(family.norm_eps, "is missing", "add it as the model's author gives it"))?,
+            norm_place: family.place,
+            qk_norm: family.qk_norm.filter(|_| has_qk_norm),
+            activation: activation(fields, family)?,
+            qkv_bias: fields.presence(family.qkv_bias)?,
+            output_bias: fields.presence(family.output_bias)?,
+            mlp_bias: fields.presence(family.mlp_bias)?,
+            parallel_residual: fields.presence(family.parallel_residual)?,
+            fused_projections: family.fused,
+            // Its frequencies follow the length, without end.
+            max_position_embeddings: match rope.scaling {
+                RopeScaling::Dynamic { .. } => MAX_POSITIONS,
+                _ => max_position_embeddings,
+            },
+            rope,
+            local_rope,
+            unrotated_layers,
+            sliding_window,
+            sliding_layers,
+            attention_scale: match family.attending {
+                Attending::HeadDim => 1.0 / (head_dim as f64).sqrt(),
+                Attending::PreScalar => 1.0 / fields.positive("query_pre_attn_scalar")?.unwrap_or(256.0).sqrt(),
+                Attending::Multiplier => fields.positive("attention_multiplier")?.unwrap_or(1.0),
+            },
+            attention_softcap: softcap("attn_logit_softcapping", 0)?,
+            embedding_multiplier: match family.embedding_root {
+                true => (hidden_size as f64).sqrt(),
+                false => multiplier("embedding_multiplier")?,
+            },
+            residual_multiplier: multiplier("residual_multiplier")?,
+            logits_multiplier: 1.0 / multiplier("logits_scaling")?,
+            logits_softcap: softcap("final_logit_softcapping", 1)?,
+            tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(family.tied),
             bos_token_id: fields.token_id("bos_token_id")?,
             eos_token_ids: fields.token_ids("eos_token_id")?,
         })
@@ -153,40 +255,37 @@ impl ModelConfig {
 }
 
 /// `model_type` says which configuration class this is, `architectures` which head sits on it; a file may lack one.
-fn check_architecture(fields: &Fields<'_>) -> Result<&'static str> {
+fn check_architecture(fields: &Fields<'_>) -> Result<&'static Family> {
     let supported = || format!("the supported architectures are: {}", SUPPORTED_ARCHITECTURES.join(", "));
-    let architectures = fields.texts("architectures")?;
+    let classes = fields.texts("architectures")?;
+    let find = |wanted: &dyn Fn(&Family) -> bool| FAMILIES.iter().find(|family| wanted(family));
     let named = match fields.text("model_type")? {
-        Some(name) => match SUPPORTED_MODEL_TYPES.iter().position(|t| *t == name) {
+        Some(name) => match find(&|family| family.name == name) {
             Some(family) => Some(family),
             None => return Err(fields.unsupported(format!("`model_type` \"{name}\""), supported())),
         },
         None => None,
     };
-    let of_heads = |names: &[&str]| SUPPORTED_ARCHITECTURES.iter().position(|a| names.iter().all(|n| n == a));
-    let family = match (named, architectures.as_slice()) {
+    let family = match (named, classes.as_slice()) {
         (None, []) => return Err(fields.error("model_type", "is missing, and so is `architectures`", supported())),
         (named, []) => named,
-        (named, names) => of_heads(names).filter(|family| named.is_none_or(|n| n == *family)),
+        (named, classes) => find(&|family| {
+            classes.iter().all(|class| *class == family.class) && named.is_none_or(|n| n.name == family.name)
+        }),
     };
-    match family {
-        Some(family) => Ok(SUPPORTED_MODEL_TYPES[family]),
-        None => Err(fields.unsupported(format!("`architectures` {}", architectures.join(", ")), supported())),
-    }
+    family.ok_or_else(|| fields.unsupported(format!("`architectures` {}", classes.join(", ")), supported()))
+}
+
+fn activation(fields: &Fields<'_>, family: &Family) -> Result<Activation> {
+    let (field, default) = family.activation;
+    let Some(name) = fields.text(field)? else { return Ok(default) };
+    Activation::named(name).ok_or_else(|| {
+        fields.unsupported(format!("`{field}` \"{name}\""), "the supported ones are: silu, gelu, gelu_pytorch_tanh")
+    })
 }
 
 /// Settings that would change the result and that are not implemented.
 fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
-    for bias in ["attention_bias", "mlp_bias"] {
-        if fields.flag(bias)? == Some(true) {
-            return Err(fields.unsupported(format!("`{bias}` true"), "use a model whose projections have no bias"));
-        }
-    }
-    if let Some(activation) = fields.text("hidden_act")?
-        && activation != "silu"
-    {
-        return Err(fields.unsupported(format!("`hidden_act` \"{activation}\""), "use a model with \"silu\""));
-    }
     if let Some(ranks) = fields.optional_size("pretraining_tp", usize::MAX)?
         && ranks > 1
     {
@@ -195,14 +294,8 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
             "set it to 1 if the rounding of a single rank is acceptable",
         ));
     }
-    if fields.flag("use_sliding_window")? == Some(true) {
-        return Err(fields.unsupported("`use_sliding_window` true", "use a model without sliding windows"));
-    }
-    if fields.text("model_type")? == Some("phi3") && fields.has("sliding_window") {
-        return Err(fields.unsupported("`sliding_window`", "use a model without sliding windows"));
-    }
-    if let Some(kind) = fields.texts("layer_types")?.into_iter().find(|kind| *kind != "full_attention") {
-        return Err(fields.unsupported(format!("`layer_types` \"{kind}\""), "use a model with full attention"));
+    if fields.flag("use_bidirectional_attention")? == Some(true) {
+        return Err(fields.unsupported("`use_bidirectional_attention` true", "use a model that attends to the past"));
     }
     if fields.has("quantization_config") {
         return Err(
@@ -210,20 +303,6 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// SmolLM3's layers without rotary positions: `no_rope_layers` has 1 for those that turn.
-fn unrotated(fields: &Fields<'_>, layers: usize) -> Result<Vec<u8>> {
-    let interval = fields.optional_size("no_rope_layer_interval", MAX_LAYERS)?.unwrap_or(4);
-    let flags: Vec<u8> = match fields.flags("no_rope_layers")? {
-        None => (1..=layers).map(|number| u8::from(number.is_multiple_of(interval))).collect(),
-        Some(turns) if turns.len() == layers => turns.into_iter().map(|turns| u8::from(!turns)).collect(),
-        Some(turns) => {
-            let problem = format!("has {} entries for {layers} layers", turns.len());
-            return Err(fields.error("no_rope_layers", problem, "it needs a 0 or 1 for each layer"));
-        }
-    };
-    Ok(if flags.contains(&1) { flags } else { Vec::new() })
 }
 
 fn head_dim(fields: &Fields<'_>, default: Option<usize>, hidden_size: usize, heads: usize) -> Result<usize> {

@@ -80,6 +80,28 @@ pub enum Error {
         mend: String,
     },
 
+    /// A chat template is damaged, does not end, or refuses the messages.
+    #[error("`{}`: {problem}; {mend}", .path.display())]
+    Template {
+        /// The template, or the file that holds it.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do about it.
+        mend: String,
+    },
+
+    /// A saved session is damaged, or does not belong to the model, its number format or the profile.
+    #[error("the session `{}` {problem}; {mend}", .path.display())]
+    Session {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do about it.
+        mend: String,
+    },
+
     /// The prompt cannot be processed: it is empty, or longer than the model's positions.
     #[error("the prompt {problem}; {mend}")]
     Prompt {
@@ -170,6 +192,14 @@ impl Error {
 
     pub(crate) fn tokenizer(path: &Path, problem: impl Into<String>, mend: impl Into<String>) -> Self {
         Self::Tokenizer { path: path.to_owned(), problem: problem.into(), mend: mend.into() }
+    }
+
+    pub(crate) fn template(path: &Path, problem: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self::Template { path: path.to_owned(), problem: problem.into(), mend: mend.into() }
+    }
+
+    pub(crate) fn session(path: &Path, problem: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self::Session { path: path.to_owned(), problem: problem.into(), mend: mend.into() }
     }
 
     pub(crate) fn request(field: &str, problem: impl Into<String>, mend: impl Into<String>) -> Self {

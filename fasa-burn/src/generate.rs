@@ -1,6 +1,7 @@
 //! Prompt in, tokens out as they come.
 
 use crate::cache::KvCache;
+use crate::config::RopeScaling;
 use crate::error::{Error, Result};
 use crate::method::Method;
 use crate::model::{Decoder, Logits, PREFILL_CHUNK, to_host};
@@ -17,6 +18,11 @@ impl Cancel {
     /// Asks for a stop.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes it back, for what runs next.
+    pub fn reset(&self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 
     /// Whether a stop was asked for.
@@ -70,6 +76,8 @@ pub enum StopReason {
 pub struct Outcome {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Those of them that the cache held already.
+    pub held_tokens: usize,
     /// The tokens written.
     pub tokens: Vec<u32>,
     /// Why it ended.
@@ -103,13 +111,27 @@ impl Decoder {
         options: &Options,
         listen: &mut dyn FnMut(Event) -> bool,
     ) -> Result<Outcome> {
+        self.write(prompt, 0, cache, options, listen)
+    }
+
+    /// [`generate`](Self::generate) where the last `held` tokens in the cache are the first ones of `text`: they are not
+    /// read again, but count for the penalty of repetitions.
+    pub(crate) fn write(
+        &self,
+        text: &[u32],
+        held: usize,
+        cache: &mut KvCache,
+        options: &Options,
+        listen: &mut dyn FnMut(Event) -> bool,
+    ) -> Result<Outcome> {
         let mut sampler = Sampler::new(&options.sampling)?;
+        let prompt = &text[held..];
         self.check_room(prompt, cache.len(), options.max_new_tokens)?;
         let started = Instant::now();
         let mut logits = self.prefill(prompt, cache, options, listen)?;
         let prefill = started.elapsed();
 
-        let mut history = prompt.to_vec();
+        let mut history = text.to_vec();
         let (mut stop, mut steps) = (StopReason::MaxNewTokens, 0);
         let started = Instant::now();
         for written in 0..options.max_new_tokens {
@@ -139,11 +161,11 @@ impl Decoder {
             steps += 1;
         }
         let decode = started.elapsed();
-        let tokens = history.split_off(prompt.len());
-        Ok(Outcome { prompt_tokens: prompt.len(), tokens, stop, prefill, steps, decode })
+        let tokens = history.split_off(text.len());
+        Ok(Outcome { prompt_tokens: text.len(), held_tokens: held, tokens, stop, prefill, steps, decode })
     }
 
-    fn check_room(&self, prompt: &[u32], held: usize, max_new_tokens: usize) -> Result<()> {
+    pub(crate) fn check_room(&self, prompt: &[u32], held: usize, max_new_tokens: usize) -> Result<()> {
         if prompt.is_empty() {
             return Err(Error::Prompt { problem: "is empty".into(), mend: "give it at least one word".into() });
         }
@@ -161,7 +183,7 @@ impl Decoder {
     }
 
     /// Reads the prompt chunk by chunk, so that progress shows and a stop is heard. Returns the last token's logits.
-    fn prefill(
+    pub(crate) fn prefill(
         &self,
         prompt: &[u32],
         cache: &mut KvCache,
@@ -170,6 +192,9 @@ impl Decoder {
     ) -> Result<Vec<f32>> {
         let room = options.max_new_tokens.min(self.config().max_position_embeddings - cache.len() - prompt.len());
         cache.reserve(prompt.len() + room);
+        // LongRoPE has one set of angles for all of a long context, so it must know of its end before it begins.
+        let long = matches!(self.config().rope.scaling, RopeScaling::Long { .. });
+        cache.expect(cache.len() + prompt.len() + if long { room } else { 0 });
         let mut done = 0;
         let mut logits = None;
         for chunk in prompt.chunks(PREFILL_CHUNK) {

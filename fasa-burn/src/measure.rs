@@ -4,7 +4,7 @@ use crate::cache::KvCache;
 use crate::config::ModelConfig;
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::ops::{self, FasaStep, Status};
+use crate::ops::{self, AttentionOptions, FasaStep, Status};
 use burn::tensor::{Device, Distribution, Tensor};
 use fasa_core::Pairing;
 use fasa_core::config::FasaConfig;
@@ -22,33 +22,58 @@ pub fn weight_bytes(config: &ModelConfig, dtype: Dtype) -> u64 {
     ((config.num_hidden_layers * layer + config.vocab_size * hidden) * dtype.bytes()) as u64
 }
 
-/// Bytes per second that the processor reads from memory with all threads: the median of 15 passes over 256 MiB.
-pub fn read_bandwidth() -> f64 {
-    fasa_cpu::machine::read_bandwidth(256 << 20, 15)
+/// Memory to read, for a measure of how fast that goes.
+#[derive(Debug)]
+pub struct Memory(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Host(fasa_cpu::machine::Memory),
+    Device(Tensor<1>),
 }
 
-/// Bytes per second that a GPU reads and writes when it adds to 256 MiB of numbers: the median of 15 rounds of 10 passes.
+/// 256 MiB of `device`'s memory.
 ///
 /// # Errors
 /// [`crate::Error::Device`] if the device fails.
-pub fn device_bandwidth(device: &Device) -> Result<f64> {
-    const NUMBERS: usize = 64 << 20;
-    let numbers: Tensor<1> = Tensor::zeros([NUMBERS], device);
-    let mut speeds = Vec::new();
-    for round in 0..16 {
-        wait(device)?;
+pub fn memory(device: &Device) -> Result<Memory> {
+    const BYTES: usize = 256 << 20;
+    if !crate::device::is_gpu(device) {
+        return Ok(Memory::new(BYTES));
+    }
+    let memory = Memory(Kind::Device(Tensor::zeros([BYTES / 4], device)));
+    memory.read(); // the first pass compiles
+    wait(device)?;
+    Ok(memory)
+}
+
+impl Memory {
+    /// So many bytes of the host's memory.
+    pub fn new(bytes: usize) -> Self {
+        Self(Kind::Host(fasa_cpu::machine::Memory::new(bytes)))
+    }
+
+    /// Bytes per second: read by all of the processor's threads, or read and written by a GPU that adds to all numbers, 10 times.
+    /// NaN if the device fails.
+    pub fn read(&self) -> f64 {
+        let numbers = match &self.0 {
+            Kind::Host(memory) => return memory.read(),
+            Kind::Device(numbers) => numbers,
+        };
+        let device = numbers.device();
+        if wait(&device).is_err() {
+            return f64::NAN;
+        }
         let start = Instant::now();
         for _ in 0..10 {
             // Another tensor each time: the numbers have a second owner.
             drop(numbers.clone() + 1.0);
         }
-        wait(device)?;
-        if round > 0 {
-            speeds.push(10.0 * 8.0 * NUMBERS as f64 / start.elapsed().as_secs_f64());
+        match wait(&device) {
+            Ok(()) => (10 * 8 * numbers.dims()[0]) as f64 / start.elapsed().as_secs_f64(),
+            Err(_) => f64::NAN,
         }
     }
-    speeds.sort_by(f64::total_cmp);
-    Ok(speeds[speeds.len() / 2])
 }
 
 /// Waits until a GPU has done what it was asked to; the processor has.
@@ -135,7 +160,7 @@ impl Attention {
     /// [`crate::Error::Core`] if an operation fails.
     pub fn dense(&mut self) -> Result<Tensor<3>> {
         let (keys, values) = self.cache.layer(0);
-        ops::dense_decode(self.queries.clone(), keys, values, self.cache.len())
+        ops::dense_decode(self.queries.clone(), keys, values, self.cache.len(), AttentionOptions::default())
     }
 
     /// A FASA step: the newest token's sketch row, scores, selection, attention to `budget` tokens.
@@ -148,7 +173,15 @@ impl Attention {
         let sketch = self.cache.sketch(0, len, plan)?;
         self.cache.advance(1);
         let (keys, values) = self.cache.layer(0);
-        let step = FasaStep { layer: 0, len, budget, plan: plan.clone(), recorder: None, status: Status::default() };
+        let step = FasaStep {
+            layer: 0,
+            len,
+            budget,
+            softcap: None,
+            plan: plan.clone(),
+            recorder: None,
+            status: Status::default(),
+        };
         ops::fasa_decode(self.queries.clone(), keys, values, sketch, step)
     }
 }

@@ -111,15 +111,19 @@ impl Method {
         }
     }
 
+    /// Whether `layer`, which has this sliding window, attends to fewer tokens than there are once the budget is exceeded.
+    /// Layers with a window attend to all tokens in it.
+    pub fn is_sparse(&self, layer: usize, window: Option<usize>) -> bool {
+        window.is_none() && layer >= self.dense_layers(usize::MAX)
+    }
+
     /// Bytes of keys, values and sketch that one decode step reads with `seen` tokens in the cache, all layers, counting
     /// each read row once per set of tokens it is in, in a cache of `dtype`.
     pub fn bytes_per_step(&self, config: &ModelConfig, seen: usize, dtype: Dtype) -> u64 {
         let row = (2 * config.head_dim * dtype.bytes()) as u64;
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-        let dense_layer = (kv_heads * seen) as u64 * row;
         let kept = self.kept(seen);
-        let layers = config.num_hidden_layers;
-        let dense = if kept >= seen { layers } else { self.dense_layers(layers) };
+        let dense_layer = |layer| (kv_heads * seen.min(config.window(layer).unwrap_or(seen))) as u64 * row;
         let sparse_layer = match self {
             Method::Dense => 0,
             Method::Fasa { plan, .. } => {
@@ -135,7 +139,11 @@ impl Method {
                 (scope.rows(heads, kv_heads) * kept) as u64 * row
             }
         };
-        dense as u64 * dense_layer + (layers - dense) as u64 * sparse_layer
+        let layers = (0..config.num_hidden_layers).map(|layer| match self.is_sparse(layer, config.window(layer)) {
+            true if kept < seen => sparse_layer,
+            _ => dense_layer(layer),
+        });
+        layers.sum()
     }
 }
 

@@ -4,13 +4,11 @@ use crate::config::RopeConfig;
 use burn::tensor::{Device, Tensor, TensorData};
 use fasa_core::rope::angles;
 
-/// Frequencies of the rotary embedding. Cosines and sines are computed where they are needed: a table for all positions of
-/// a long-context model would be larger than the sketch.
+/// The rotary embedding of a model's layers. Cosines and sines are computed where they are needed: a table for all positions
+/// of a long-context model would be larger than the sketch.
 #[derive(Debug, Clone)]
 pub struct Rope {
-    inverse_frequencies: Vec<f64>,
-    /// Cosines and sines are multiplied by this.
-    factor: f32,
+    config: RopeConfig,
 }
 
 /// Cosines and sines of `len` positions, `[len, 1, rotary_dim / 2]` each.
@@ -23,23 +21,24 @@ pub struct Angles {
 impl Rope {
     /// The rotary embedding of a configuration.
     pub fn new(config: &RopeConfig) -> Self {
-        Self { inverse_frequencies: config.frequencies(), factor: config.attention_factor as f32 }
+        Self { config: config.clone() }
     }
 
     /// Angles that turn nothing: for layers without rotary positions.
     pub fn still(&self, len: usize, device: &Device) -> Angles {
-        let shape = [len, 1, self.inverse_frequencies.len()];
+        let shape = [len, 1, self.config.rotary_dim / 2];
         Angles { cos: Tensor::ones(shape, device), sin: Tensor::zeros(shape, device) }
     }
 
-    /// Angles of the positions `from .. from + len`.
-    pub fn angles(&self, from: usize, len: usize, device: &Device) -> Angles {
-        let pairs = self.inverse_frequencies.len();
+    /// Angles of the positions `from .. from + len` in a context of `context` tokens.
+    pub fn angles(&self, from: usize, len: usize, context: usize, device: &Device) -> Angles {
+        let frequencies = self.config.frequencies(context);
+        let (pairs, factor) = (frequencies.len(), self.config.attention_factor as f32);
         let (mut cos, mut sin) = (vec![0.0f32; len * pairs], vec![0.0f32; len * pairs]);
         for (i, (cos, sin)) in cos.chunks_exact_mut(pairs).zip(sin.chunks_exact_mut(pairs)).enumerate() {
             // The lengths fit by construction, which is the only thing that could fail.
-            let _ = angles(from + i, &self.inverse_frequencies, cos, sin);
-            cos.iter_mut().chain(sin).for_each(|x| *x *= self.factor);
+            let _ = angles(from + i, &frequencies, cos, sin);
+            cos.iter_mut().chain(sin).for_each(|x| *x *= factor);
         }
         let tensor = |data| Tensor::from_data(TensorData::new(data, [len, 1, pairs]), device);
         Angles { cos: tensor(cos), sin: tensor(sin) }

@@ -1,5 +1,6 @@
 //! Text to token ids and back, also token by token while they come.
 
+mod settings;
 mod stream;
 
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use tokenizers::ModelWrapper;
 use crate::checkpoint::read_whole;
 use crate::error::{Error, Result};
 
+pub use settings::TokenizerSettings;
 pub use stream::TextStream;
 
 /// The largest vocabularies in use take about 40 MB.
@@ -133,6 +135,11 @@ impl Tokenizer {
             format!("the token {token:?} has the id {id}, but the model's `vocab_size` is {vocab_size}"),
             "use the tokenizer.json that comes with the model",
         ))
+    }
+
+    /// The id of a token, given as it is written.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
     }
 
     fn has_token(&self, id: u32) -> bool {

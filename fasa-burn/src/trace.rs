@@ -106,6 +106,21 @@ impl LayerTrace {
         Ok(Rows::contiguous(&self.queries[(end - kept) * self.dim..end * self.dim], self.dim)?)
     }
 
+    /// Rotated keys of a KV head that a token at `position` attends to, `[seen, head_dim]`: up to its own, and the last
+    /// `window` of them.
+    ///
+    /// # Errors
+    /// [`crate::Error::Core`] if there is no such head or token.
+    pub fn keys_at(&self, kv_head: usize, position: usize, window: Option<usize>) -> Result<Rows<'_>> {
+        let end = position + 1;
+        let from = end.saturating_sub(window.unwrap_or(end));
+        let start = kv_head * self.tokens;
+        let missing = fasa_core::Error::Range { what: "position", problem: "the trace has fewer heads or tokens" };
+        let within = position < self.tokens;
+        let numbers = self.keys.get((start + from) * self.dim..(start + end) * self.dim).filter(|_| within);
+        Ok(Rows::contiguous(numbers.ok_or(missing)?, self.dim)?)
+    }
+
     /// Rotated keys of a KV head, `[tokens, head_dim]`.
     ///
     /// # Errors

@@ -88,11 +88,11 @@ pub fn samples(
     let told = told.join(" ");
 
     let questions = (tokens_per_sample / TOKENS_PER_QUESTION).clamp(2, MOST_QUESTIONS);
-    let rounds = Task::ALL.into_iter().cycle().enumerate().take(count);
+    let rounds = Task::SIMPLE.into_iter().cycle().enumerate().take(count);
     rounds
         .map(|(index, task)| {
             // Shifted by one each round: in the next round a task meets the other kind of prose.
-            let haystack = if (index + index / Task::ALL.len()).is_multiple_of(2) {
+            let haystack = if (index + index / Task::SIMPLE.len()).is_multiple_of(2) {
                 Haystack::Generated
             } else {
                 Haystack::Text(&told)

@@ -2,7 +2,9 @@
 
 use crate::builtin;
 use crate::model::LanguageModel;
+use crate::report;
 use crate::settings::{FasaArgs, MethodArgs, MethodName, Preset};
+use crate::terminal;
 use anyhow::{Context, Result, bail};
 use fasa_burn::method::Method;
 use fasa_core::policy::{Oracle, Ranked, Streaming};
@@ -41,6 +43,13 @@ pub fn build(
     Ok(match name {
         MethodName::Dense => Method::Dense,
         MethodName::Fasa => {
+            let numbers = model.decoder.config();
+            if (0..numbers.num_hidden_layers).all(|layer| numbers.window(layer).is_some()) {
+                let window = report::count(numbers.sliding_window.unwrap_or_default());
+                terminal::note(format!(
+                    "all layers of this model attend to their last {window} tokens and stay dense; FASA changes nothing"
+                ));
+            }
             let (bytes, path) = find_profile(model, config, preset, profile)?;
             let view = model.decoder.profile(&bytes, &path)?;
             Method::fasa(&view, *config, budget).with_context(|| format!("profile `{}`", path.display()))?

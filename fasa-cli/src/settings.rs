@@ -2,7 +2,6 @@
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use fasa_burn::sampling::Sampling;
 use fasa_burn::{Device, DeviceName, Dtype};
 use fasa_core::config::ChunkCount;
 use fasa_core::criterion::CriterionKind;
@@ -246,49 +245,6 @@ impl CriterionName {
             CriterionName::Margin => CriterionKind::Margin,
             CriterionName::Agreement => CriterionKind::Agreement,
             CriterionName::Greedy => CriterionKind::Greedy,
-        }
-    }
-}
-
-/// How the next token is drawn.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Sampling")]
-pub struct SamplingArgs {
-    /// 0 takes the most likely token
-    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
-    pub temperature: f32,
-
-    /// Draw from this many of the most likely tokens (0: all)
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    pub top_k: usize,
-
-    /// Draw from the most likely tokens that together reach this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
-    pub top_p: f32,
-
-    /// Draw from tokens at least this likely, relative to the most likely one
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
-    pub min_p: f32,
-
-    /// Make tokens that were already there less likely (1: off)
-    #[arg(long, value_name = "R", default_value_t = 1.0)]
-    pub repetition_penalty: f32,
-
-    /// The same seed draws the same tokens
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
-}
-
-impl SamplingArgs {
-    /// The sampler's parameters.
-    pub fn sampling(&self) -> Sampling {
-        Sampling {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repetition_penalty: self.repetition_penalty,
-            seed: self.seed,
         }
     }
 }

@@ -6,7 +6,7 @@
 //! Reading alternates between keys and values, and chosen rows lie far apart: nothing but asking ahead of time hides the
 //! memory's latency. While keys are used, the block's values are asked for, and keys further on.
 
-use crate::exp::exp2;
+use crate::exp::{exp2, softcap};
 use crate::isa::dispatch;
 use crate::layer::{Head, LayerCache};
 use crate::partial::Partial;
@@ -55,16 +55,24 @@ impl Which<'_> {
     }
 }
 
-/// Adds the attention of `queries` (from [`scaled`]) over the rows `which` of one KV head to `partial`.
-pub(crate) fn accumulate(queries: &Padded, head: Head<'_>, dim: usize, which: Which<'_>, partial: &mut Partial) {
-    match head {
-        Head::F32 { keys, values } => accumulate_rows(queries, keys, values, dim, which, partial),
-        Head::F16 { keys, values } => accumulate_rows(queries, keys, values, dim, which, partial),
+/// Adds the attention of `queries` (from [`scaled`]) over the rows `which` of one KV head of `cache` to `partial`.
+pub(crate) fn accumulate(
+    queries: &Padded,
+    cache: &LayerCache<'_>,
+    kv_head: usize,
+    which: Which<'_>,
+    partial: &mut Partial,
+) {
+    // Scores are in powers of two, and so is what they are capped at.
+    let (dim, cap) = (cache.dim(), cache.softcap() * std::f32::consts::LOG2_E);
+    match cache.head(kv_head) {
+        Head::F32 { keys, values } => accumulate_rows(queries, keys, values, dim, cap, which, partial),
+        Head::F16 { keys, values } => accumulate_rows(queries, keys, values, dim, cap, which, partial),
     }
 }
 
 dispatch! {
-    fn accumulate_rows[E: Element](queries: &Padded, keys: &[E], values: &[E], dim: usize, which: Which<'_>, partial: &mut Partial)
+    fn accumulate_rows[E: Element](queries: &Padded, keys: &[E], values: &[E], dim: usize, cap: f32, which: Which<'_>, partial: &mut Partial)
         = accumulate_kernel
 }
 
@@ -72,12 +80,14 @@ dispatch! {
 type Weights = [[[f32; LANES]; BLOCK / LANES]; QUERIES];
 
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 fn accumulate_kernel<S: Simd, E: Element>(
     simd: S,
     queries: &Padded,
     keys: &[E],
     values: &[E],
     dim: usize,
+    cap: f32,
     which: Which<'_>,
     partial: &mut Partial,
 ) {
@@ -95,6 +105,11 @@ fn accumulate_kernel<S: Simd, E: Element>(
             };
             score_block(simd, queries, first, tile, keys, values, dim, which, start, count, &mut weights);
             for q in 0..tile {
+                if cap > 0.0 {
+                    for block in &mut weights[q] {
+                        simd.store(softcap(simd, simd.load(block), cap), block);
+                    }
+                }
                 to_weights(simd, &mut weights[q], count, partial, first + q);
             }
             add_values(simd, &weights, first, tile, values, dim, which, start, count, partial);
@@ -341,7 +356,7 @@ pub(crate) fn scaled(queries: &[f32], dim: usize) -> Padded {
     Padded::new(queries, dim, std::f32::consts::LOG2_E / (dim as f32).sqrt())
 }
 
-/// Attention of one decode step over the whole cache of a layer.
+/// Attention of one decode step over the whole cache of a layer, or the rows in its window.
 ///
 /// `queries` and `out` are `[query_heads, dim]`. Query head h reads KV head h / G. Rows of one KV head are split over
 /// threads when there are more threads than heads.
@@ -350,7 +365,9 @@ pub(crate) fn scaled(queries: &[f32], dim: usize) -> Padded {
 /// [`fasa_core::Error::Length`] if the shapes disagree.
 pub fn dense_decode(queries: &[f32], cache: &LayerCache<'_>, out: &mut [f32]) -> Result<()> {
     let group = cache.group(queries, out)?;
-    let (dim, len, heads) = (cache.dim(), cache.len(), cache.kv_heads());
+    let (dim, heads) = (cache.dim(), cache.kv_heads());
+    let len = cache.len().min(cache.window());
+    let first = cache.len() - len;
     let serial = len * dim * heads < SERIAL;
     let pieces = match serial {
         true => 1,
@@ -361,7 +378,7 @@ pub fn dense_decode(queries: &[f32], cache: &LayerCache<'_>, out: &mut [f32]) ->
         let queries = scaled(&queries[head * group * dim..(head + 1) * group * dim], dim);
         let mut partial = Partial::new(group, dim);
         let to = (from + per_piece).min(len);
-        accumulate(&queries, cache.head(head), dim, Which::Span(from, to), &mut partial);
+        accumulate(&queries, cache, head, Which::Span(first + from, first + to), &mut partial);
         partial
     };
     let outs = out.chunks_exact_mut(group * dim);

@@ -5,7 +5,8 @@ use crate::layer::{LayerCache, LayerSketch};
 use crate::partial::Partial;
 use crate::selected::Selected;
 use crate::team::share_each;
-use crate::tip::{self, Mean, Queries};
+use crate::tip::shortlist::{self, STRETCH, Stretch};
+use crate::tip::{self, Mean, Queries, Ranking, Shortlist};
 use fasa_core::config::Scope;
 use fasa_core::policy::Plan;
 use fasa_core::select::scratch_len;
@@ -14,12 +15,16 @@ use fasa_core::{Error, Result};
 use std::cell::Cell;
 use std::sync::{Mutex, PoisonError};
 
+/// Fewest sketch rows worth a thread of their own.
+const ROWS_PER_PIECE: usize = 4096;
+
 /// Buffers of one thread. A context's scores would otherwise be allocated, and their pages faulted in, at every step.
 #[derive(Default)]
 struct Scratch {
     folded: Vec<f32>,
     scores: Vec<f32>,
     mean: Mean,
+    shortlist: Shortlist,
     blocks: Vec<[f32; 16]>,
     entries: Vec<u64>,
 }
@@ -41,10 +46,12 @@ impl Scratch {
 /// One FASA decode step of `layer`: scores the sketch, keeps `budget` tokens, attends to those.
 ///
 /// `queries` and `out` are `[query_heads, dim]`; the sketch has a row for each of the cache's. A budget that covers the
-/// cache is dense attention, bit for bit. KV heads are spread over the threads of rayon's current pool.
+/// cache is dense attention, bit for bit. KV heads are spread over the threads of rayon's current pool; where there are
+/// more threads than heads, a long context's scores are too.
 ///
 /// # Errors
-/// [`Error::Length`] or [`Error::Range`] if shapes, plan and sketch disagree, or the budget is 0.
+/// [`Error::Length`] or [`Error::Range`] if shapes, plan and sketch disagree, the budget is 0, or the layer has a sliding
+/// window, which is read densely.
 pub fn fasa_decode(
     layer: usize,
     queries: &[f32],
@@ -59,6 +66,9 @@ pub fn fasa_decode(
     if budget == 0 {
         return Err(Error::Range { what: "budget", problem: "a step reads at least one token" });
     }
+    if cache.window() < len {
+        return Err(Error::Range { what: "window", problem: "a layer with a sliding window is read densely" });
+    }
     if budget >= len {
         dense_decode(queries, cache, out)?;
         let everything: Vec<u32> = (0..len as u32).collect();
@@ -71,11 +81,28 @@ pub fn fasa_decode(
     }
     let mut positions = vec![0u32; kv_heads * step.sets() * budget];
     let failure = Mutex::new(None);
+    let fail = |error| *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    let of_head = |kv_head: usize| &queries[kv_head * group * dim..(kv_head + 1) * group * dim];
+
+    // The first pass over a head's sketch, by several threads.
+    let pieces = step.pieces(kv_heads);
+    let mut stretches: Vec<Stretch> = Vec::new();
+    if pieces > 1 {
+        stretches.resize_with(kv_heads * pieces, Stretch::default);
+        share_each(stretches.iter_mut(), |i, stretch| {
+            match step.look(i / pieces, of_head(i / pieces), i % pieces, pieces) {
+                Ok(seen) => *stretch = seen,
+                Err(error) => fail(error),
+            }
+        });
+    }
+
     let heads = positions.chunks_exact_mut(step.sets() * budget).zip(out.chunks_exact_mut(group * dim));
     share_each(heads, |kv_head, (positions, out)| {
-        let queries = &queries[kv_head * group * dim..(kv_head + 1) * group * dim];
-        if let Err(error) = Scratch::with(|scratch| step.select(kv_head, queries, positions, scratch)) {
-            *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        let queries = of_head(kv_head);
+        let stretches = stretches.get(kv_head * pieces..(kv_head + 1) * pieces).unwrap_or_default();
+        if let Err(error) = Scratch::with(|scratch| step.select(kv_head, queries, stretches, positions, scratch)) {
+            fail(error);
             return;
         }
         let per_set = group / step.sets() * dim;
@@ -83,7 +110,7 @@ pub fn fasa_decode(
         for ((queries, set), out) in sets.zip(out.chunks_exact_mut(per_set)) {
             let mut partial = Partial::new(per_set / dim, dim);
             let queries = scaled(queries, dim);
-            accumulate(&queries, cache.head(kv_head), dim, Which::Chosen(set), &mut partial);
+            accumulate(&queries, cache, kv_head, Which::Chosen(set), &mut partial);
             partial.finish(out);
         }
     });
@@ -115,32 +142,81 @@ impl Step<'_> {
         self.plan.config().chunk_scope.rows(self.group, 1)
     }
 
-    /// The tokens of one KV head: `positions` is `[sets, budget]`.
-    fn select(&self, kv_head: usize, queries: &[f32], positions: &mut [u32], scratch: &mut Scratch) -> Result<()> {
-        let Scratch { folded, scores, mean, blocks, entries } = scratch;
-        let (len, dim, budget) = (self.len, self.dim, self.budget);
-        entries.resize(scratch_len(budget).max(4 * budget), 0);
-        let per_sketch = self.group / self.sketches();
-        let mut prepared = Vec::with_capacity(self.sketches());
-        for (s, queries) in queries.chunks_exact(per_sketch * dim).enumerate() {
-            prepared.push(self.prepare(kv_head * self.sketches() + s, queries, folded)?);
-        }
+    fn ranking(&self) -> Ranking {
         match self.plan.config().token_scope {
-            Scope::KvHead if self.group > 1 => {
+            Scope::KvHead if self.group > 1 => Ranking::mean(1.0 / (self.dim as f32).sqrt()),
+            _ => Ranking::Each,
+        }
+    }
+
+    /// Into how many pieces the first pass over a sketch is split.
+    fn pieces(&self, kv_heads: usize) -> usize {
+        match shortlist::pays(self.len, self.budget) {
+            true => rayon::current_num_threads().div_ceil(kv_heads).min(self.len / ROWS_PER_PIECE).max(1),
+            false => 1,
+        }
+    }
+
+    /// One piece of the first pass.
+    fn look(&self, kv_head: usize, queries: &[f32], piece: usize, pieces: usize) -> Result<Stretch> {
+        let per_piece = self.len.div_ceil(pieces).next_multiple_of(STRETCH);
+        let (from, to) = ((piece * per_piece).min(self.len), ((piece + 1) * per_piece).min(self.len));
+        let prepared = Scratch::with(|scratch| self.prepare_all(kv_head, queries, &mut scratch.folded))?;
+        Ok(shortlist::look(&prepared, from..to, self.ranking()))
+    }
+
+    /// The tokens of one KV head: `positions` is `[sets, budget]`.
+    fn select(
+        &self,
+        kv_head: usize,
+        queries: &[f32],
+        stretches: &[Stretch],
+        positions: &mut [u32],
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let Scratch { folded, scores, mean, shortlist, blocks, entries } = scratch;
+        let (len, dim, budget, guarantees) = (self.len, self.dim, self.budget, self.plan.config().guarantees);
+        entries.resize(scratch_len(budget).max(4 * budget), 0);
+        let prepared = self.prepare_all(kv_head, queries, folded)?;
+        let ranking = self.ranking();
+        if shortlist::pays(len, budget) {
+            return shortlist::pick(&prepared, len, ranking, guarantees, stretches, shortlist, entries, positions);
+        }
+        match ranking {
+            Ranking::Mean { .. } => {
                 scores.resize(len, 0.0);
                 tip::group_mean(&prepared, 1.0 / (dim as f32).sqrt(), mean, scores);
             }
-            _ => {
+            Ranking::Each => {
                 scores.resize(self.group * len, 0.0);
-                for ((rows, queries), scores) in prepared.iter().zip(scores.chunks_exact_mut(per_sketch * len)) {
-                    tip::score(rows, queries, blocks, scores);
+                let mut scores = &mut scores[..];
+                for (rows, queries) in &prepared {
+                    let (now, later) = std::mem::take(&mut scores).split_at_mut(queries.len() * len);
+                    tip::score(rows, queries, blocks, now);
+                    scores = later;
                 }
             }
         }
         for (scores, set) in scores[..self.sets() * len].chunks_exact(len).zip(positions.chunks_exact_mut(budget)) {
-            self.plan.config().guarantees.pick(scores, budget, entries, set)?;
+            guarantees.pick(scores, budget, entries, set)?;
         }
         Ok(())
+    }
+
+    /// The sketches of one KV head, and their queries in the form in which each is scored.
+    fn prepare_all(
+        &self,
+        kv_head: usize,
+        queries: &[f32],
+        folded: &mut Vec<f32>,
+    ) -> Result<Vec<(SketchRows<'_>, Queries)>> {
+        let per_sketch = self.group / self.sketches() * self.dim;
+        let sketches = kv_head * self.sketches()..;
+        queries
+            .chunks_exact(per_sketch)
+            .zip(sketches)
+            .map(|(queries, row)| self.prepare(row, queries, folded))
+            .collect()
     }
 
     /// One sketch, and its queries in the form in which it is scored.

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Isa {
-    /// Whatever the target's baseline is (SSE2, NEON, ...).
+    /// Whatever the target's baseline is (SSE2, ...).
     Portable,
     /// AVX2, FMA and F16C (x86-64-v3).
     Avx2,
@@ -14,11 +14,15 @@ pub enum Isa {
     Avx512,
     /// AVX-512 VNNI on top: integer inner products.
     Avx512Vnni,
+    /// Advanced SIMD of 64-bit Arm.
+    Neon,
+    /// Integer inner products on top (`dotprod`).
+    NeonDot,
 }
 
 impl Isa {
-    /// All of them, the poorest first.
-    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni];
+    /// All of them, those of one architecture together, the poorest first.
+    pub const ALL: [Isa; 6] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni, Isa::Neon, Isa::NeonDot];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -27,11 +31,13 @@ impl Isa {
             Isa::Avx2 => "AVX2",
             Isa::Avx512 => "AVX-512",
             Isa::Avx512Vnni => "AVX-512 VNNI",
+            Isa::Neon => "NEON",
+            Isa::NeonDot => "NEON dot product",
         }
     }
 }
 
-/// The best instruction set of this machine. `FASA_ISA=portable|avx2|avx512|avx512vnni` caps it, for tests and measurements.
+/// The best instruction set of this machine. `FASA_ISA=portable|avx2|avx512|avx512vnni|neon|neondot` caps it, for tests and measurements.
 pub fn detect() -> Isa {
     static ISA: OnceLock<Isa> = OnceLock::new();
     *ISA.get_or_init(|| {
@@ -39,7 +45,9 @@ pub fn detect() -> Isa {
             Ok("portable") => Isa::Portable,
             Ok("avx2") => Isa::Avx2,
             Ok("avx512") => Isa::Avx512,
-            _ => Isa::Avx512Vnni,
+            Ok("avx512vnni") => Isa::Avx512Vnni,
+            Ok("neon") => Isa::Neon,
+            _ => Isa::NeonDot,
         };
         available().min(cap)
     })
@@ -59,7 +67,19 @@ pub(crate) fn available() -> Isa {
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+pub(crate) fn available() -> Isa {
+    use std::arch::is_aarch64_feature_detected as has;
+    if !has!("neon") {
+        Isa::Portable
+    } else if !has!("dotprod") {
+        Isa::Neon
+    } else {
+        Isa::NeonDot
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub(crate) fn available() -> Isa {
     Isa::Portable
 }
@@ -107,7 +127,30 @@ macro_rules! dispatch {
                 $crate::isa::Isa::Avx512 => return unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 $crate::isa::Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                $crate::isa::Isa::Portable => {}
+                _ => {}
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            #[target_feature(enable = "neon")]
+            #[allow(clippy::too_many_arguments)]
+            fn neon<$($generic: $bound),*>($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: this function is only called on machines with its features.
+                $kernel(unsafe { $crate::simd::Neon::new() }, $($arg),*)
+            }
+            #[target_feature(enable = "neon,dotprod")]
+            #[allow(clippy::too_many_arguments)]
+            fn neon_dot<$($generic: $bound),*>($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: as above.
+                $kernel(unsafe { $crate::simd::NeonDot::new() }, $($arg),*)
+            }
+            let isa: $crate::isa::Isa = $isa;
+            match isa {
+                // SAFETY: as for the other architecture.
+                $crate::isa::Isa::NeonDot => return unsafe { neon_dot($($arg),*) },
+                // SAFETY: as above.
+                $crate::isa::Isa::Neon => return unsafe { neon($($arg),*) },
+                _ => {}
             }
         }
         $kernel($crate::simd::Portable, $($arg),*)

@@ -52,6 +52,8 @@ pub struct LayerCache<'a> {
     capacity: usize,
     dim: usize,
     len: usize,
+    window: usize,
+    softcap: f32,
 }
 
 /// Keys and values of one head, `[len, dim]` each.
@@ -90,7 +92,30 @@ impl<'a> LayerCache<'a> {
             (Numbers::F16(keys), Numbers::F16(values)) => Head::F16 { keys, values },
             _ => return Err(Error::Range { what: "cache", problem: "keys and values have one number format" }),
         };
-        Ok(Self { arrays, kv_heads, capacity, dim, len })
+        Ok(Self { arrays, kv_heads, capacity, dim, len, window: usize::MAX, softcap: 0.0 })
+    }
+
+    /// The same cache in a layer with a sliding window: a token attends to the last `tokens` rows up to its own.
+    #[must_use]
+    pub fn within(self, tokens: usize) -> Self {
+        Self { window: tokens.max(1), ..self }
+    }
+
+    /// The same cache in a layer that caps its scores: `cap * tanh(score / cap)` after the division by `√dim`. Zero, or a
+    /// number below, caps nothing.
+    #[must_use]
+    pub fn capped(self, cap: f32) -> Self {
+        Self { softcap: cap.max(0.0), ..self }
+    }
+
+    /// Rows that a token attends to at most.
+    pub fn window(&self) -> usize {
+        self.window
+    }
+
+    /// What scores are capped at; 0 for not at all.
+    pub fn softcap(&self) -> f32 {
+        self.softcap
     }
 
     /// KV heads.

@@ -4,26 +4,38 @@ use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::Instant;
 
-/// Bytes per second that all threads of rayon's current pool read together from memory: the median of `rounds` sums over
-/// `bytes` bytes, which should be several times the last cache (256 MiB is).
-///
-/// Takes about `rounds * bytes / bandwidth` and as much memory as it is told. NaN for no round or fewer than 8 bytes.
-pub fn read_bandwidth(bytes: usize, rounds: usize) -> f64 {
-    // Written by the threads that read it, so that the pages are theirs.
-    let mut numbers = vec![0u64; bytes / 8];
-    numbers.par_chunks_mut(PIECE).enumerate().for_each(|(i, piece)| piece.fill(i as u64));
-    let mut seconds: Vec<f64> = (0..rounds)
-        .map(|_| {
-            let start = Instant::now();
-            black_box(numbers.par_chunks(PIECE).map(sum).reduce(|| 0, u64::wrapping_add));
-            start.elapsed().as_secs_f64()
-        })
-        .collect();
-    seconds.sort_by(f64::total_cmp);
-    match seconds.get(rounds / 2) {
-        Some(median) if !numbers.is_empty() => size_of_val(&numbers[..]) as f64 / median,
-        _ => f64::NAN,
+/// Memory to read for a measure of how fast that goes.
+#[derive(Debug)]
+pub struct Memory {
+    numbers: Vec<u64>,
+}
+
+impl Memory {
+    /// So many bytes, which should be several times the last cache.
+    pub fn new(bytes: usize) -> Self {
+        // Written by the threads that read it, so that the pages are theirs.
+        let mut numbers = vec![0u64; bytes / 8];
+        numbers.par_chunks_mut(PIECE).enumerate().for_each(|(i, piece)| piece.fill(i as u64));
+        Self { numbers }
     }
+
+    /// Bytes per second at which all threads of rayon's current pool together read it once. NaN if it is empty.
+    pub fn read(&self) -> f64 {
+        let start = Instant::now();
+        black_box(self.numbers.par_chunks(PIECE).map(sum).reduce(|| 0, u64::wrapping_add));
+        match self.numbers.is_empty() {
+            true => f64::NAN,
+            false => size_of_val(&self.numbers[..]) as f64 / start.elapsed().as_secs_f64(),
+        }
+    }
+}
+
+/// The median of `rounds` of [`Memory::read`] over `bytes` bytes. NaN for no round or fewer than 8 bytes.
+pub fn read_bandwidth(bytes: usize, rounds: usize) -> f64 {
+    let memory = Memory::new(bytes);
+    let mut speeds: Vec<f64> = (0..rounds).map(|_| memory.read()).collect();
+    speeds.sort_by(f64::total_cmp);
+    speeds.get(rounds / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Numbers per task, 256 KiB.

@@ -27,6 +27,9 @@ pub fn policy_decode(
     if budget == 0 {
         return Err(Error::Range { what: "budget", problem: "a step reads at least one token" });
     }
+    if cache.window() < len {
+        return Err(Error::Range { what: "window", problem: "a layer with a sliding window is read densely" });
+    }
     let sets = policy.scope().rows(group, 1);
     // Full attention ignores the budget, so every list has room for all tokens.
     let (mut positions, mut lengths) = (vec![0; sets * len], vec![0; sets]);
@@ -56,7 +59,7 @@ pub fn policy_decode(
         for (g, (query, out)) in queries.chunks_exact(dim).zip(out.chunks_exact_mut(dim)).enumerate() {
             let mut partial = Partial::new(1, dim);
             let chosen = Which::Chosen(selection.of_query(g));
-            accumulate(&scaled(query, dim), head, dim, chosen, &mut partial);
+            accumulate(&scaled(query, dim), cache, kv_head, chosen, &mut partial);
             partial.finish(out);
         }
         (0..sets).for_each(|s| selected.push(selection.set(s)));

@@ -29,7 +29,8 @@ const BLOCKS_PER_THREAD: usize = 4;
 ///
 /// `queries` and `out` are `[new, query_heads, dim]`, token by token; query head h reads KV head h / G, with
 /// G = `query_heads` / KV heads. The cache already holds the new tokens: its last `new` rows are theirs, and query i
-/// attends to the rows `0 ..= cache.len() - new + i`, with scores divided by `√dim`. A row that a query does not attend to
+/// attends to the rows `0 ..= cache.len() - new + i`, or the last of them where the layer has a window, with scores
+/// divided by `√dim`. A row that a query does not attend to
 /// has no influence on its result, not even as NaN. From two tokens on, the same bytes come out for any number of threads.
 ///
 /// Costs `4 · dim` floating-point operations per query and row attended to; fewer than 16 queries of a KV head cost as much
@@ -94,7 +95,7 @@ fn attend_blocks(isa: Isa, new: usize, queries: &[f32], query_heads: usize, cach
         |scratch, (first, head, mut out)| {
             let rows = &queries[first * per_token + head * group * dim..];
             let block = Queries { rows, per_token, group, dim };
-            block::attend(isa, block, cache.head(head), seen + first, &mut out, scratch);
+            block::attend(isa, block, cache, head, seen + first, &mut out, scratch);
         },
     );
 }

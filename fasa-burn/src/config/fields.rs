@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::family::Presence;
 use crate::error::{Error, Result};
 
 /// A JSON object of a file. A field that is null counts as absent, as in `transformers`.
@@ -25,6 +26,19 @@ impl<'a> Fields<'a> {
 
     pub(super) fn has(&self, name: &str) -> bool {
         self.get(name).is_some()
+    }
+
+    /// Whether the field is there and null: some configurations turn something off so, that is on if it is absent.
+    pub(super) fn is_null(&self, name: &str) -> bool {
+        self.object.get(name).is_some_and(Value::is_null)
+    }
+
+    pub(super) fn presence(&self, presence: Presence) -> Result<bool> {
+        match presence {
+            Presence::Never => Ok(false),
+            Presence::Always => Ok(true),
+            Presence::Field(name) => Ok(self.flag(name)?.unwrap_or(false)),
+        }
     }
 
     /// Names of the fields that are not null.
@@ -59,6 +73,15 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A whole number from 0 to `max`.
+    pub(super) fn whole(&self, name: &str, max: usize) -> Result<Option<usize>> {
+        match self.get(name).map(|value| (value, value.as_u64())) {
+            None => Ok(None),
+            Some((_, Some(number))) if number <= max as u64 => Ok(Some(number as usize)),
+            Some((value, _)) => Err(self.wrong_type(name, value, &format!("a whole number from 0 to {max}"))),
+        }
+    }
+
     /// As [`Fields::optional_size`], of a field that must be there.
     pub(super) fn size(&self, name: &str, max: usize) -> Result<usize> {
         self.optional_size(name, max)?
@@ -73,6 +96,17 @@ impl<'a> Fields<'a> {
         match value.as_f64() {
             Some(number) if number as f32 > 0.0 && (number as f32).is_finite() => Ok(Some(number)),
             _ => Err(self.wrong_type(name, value, "a finite number above zero in single precision")),
+        }
+    }
+
+    /// `count` numbers above zero.
+    pub(super) fn positives(&self, name: &str, count: usize) -> Result<Option<Vec<f64>>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        let number = |x: &Value| x.as_f64().filter(|x| *x as f32 > 0.0 && (*x as f32).is_finite());
+        let numbers: Option<Vec<f64>> = value.as_array().and_then(|list| list.iter().map(number).collect());
+        match numbers {
+            Some(numbers) if numbers.len() == count => Ok(Some(numbers)),
+            _ => Err(self.wrong_type(name, value, &format!("a list of {count} numbers above zero"))),
         }
     }
 

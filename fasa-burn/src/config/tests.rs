@@ -32,8 +32,17 @@ fn nano_reads_as_written() {
         num_attention_heads: 4,
         num_key_value_heads: 2,
         head_dim: 64,
-        rms_norm_eps: 1e-5,
         model_type: "llama",
+        norm: Norm::Rms,
+        norm_eps: 1e-5,
+        norm_place: NormPlace::Before,
+        qk_norm: None,
+        activation: Activation::Silu,
+        qkv_bias: false,
+        output_bias: false,
+        mlp_bias: false,
+        parallel_residual: false,
+        fused_projections: false,
         rope: RopeConfig {
             theta: 500_000.0,
             rotary_dim: 64,
@@ -41,10 +50,16 @@ fn nano_reads_as_written() {
             attention_factor: 1.0,
             bfloat16: false,
         },
+        local_rope: None,
         unrotated_layers: vec![],
-        qkv_bias: false,
-        qk_norm: false,
-        fused_projections: false,
+        sliding_window: None,
+        sliding_layers: vec![],
+        attention_scale: 0.125,
+        attention_softcap: None,
+        embedding_multiplier: 1.0,
+        residual_multiplier: 1.0,
+        logits_multiplier: 1.0,
+        logits_softcap: None,
         max_position_embeddings: 8192,
         tie_word_embeddings: true,
         bos_token_id: Some(0),
@@ -52,6 +67,8 @@ fn nano_reads_as_written() {
     };
     assert_eq!(config, expected);
     assert_eq!(config.num_key_value_groups(), 2);
+    assert_eq!(config.query_multiplier(), 1.0);
+    assert_eq!(config.layer_rope(5), Some(&config.rope));
 }
 
 #[test]
@@ -103,19 +120,21 @@ fn what_is_not_implemented_is_refused_by_name() {
         (json!({"model_type": "mamba"}), "`model_type` \"mamba\""),
         (json!({"model_type": "qwen3"}), "`architectures` LlamaForCausalLM"),
         (json!({"use_sliding_window": true}), "`use_sliding_window`"),
-        (json!({"layer_types": ["sliding_attention"]}), "`layer_types` \"sliding_attention\""),
+        (json!({"layer_types": vec!["sliding_attention"; 6]}), "`layer_types` \"sliding_attention\""),
+        (json!({"layer_types": vec!["chunked_attention"; 6]}), "`layer_types` \"chunked_attention\""),
         (json!({"architectures": ["LlamaModel"]}), "`architectures` LlamaModel"),
-        (json!({"model_type": null, "architectures": ["MistralForCausalLM"]}), "MistralForCausalLM"),
-        (json!({"attention_bias": true}), "`attention_bias`"),
-        (json!({"mlp_bias": true}), "`mlp_bias`"),
-        (json!({"hidden_act": "gelu"}), "`hidden_act` \"gelu\""),
+        (json!({"model_type": null, "architectures": ["MixtralForCausalLM"]}), "MixtralForCausalLM"),
+        (json!({"use_bidirectional_attention": true}), "`use_bidirectional_attention`"),
+        (json!({"hidden_act": "relu2"}), "`hidden_act` \"relu2\""),
         (json!({"pretraining_tp": 2}), "`pretraining_tp` 2"),
         (json!({"quantization_config": {"quant_method": "gptq"}}), "`quantization_config`"),
-        (json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}}), "`rope_scaling.type` \"dynamic\""),
+        (json!({"rope_scaling": {"type": "su", "factor": 2.0}}), "`rope_scaling.type` \"su\""),
         (
-            json!({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}),
-            "`rope_parameters.rope_type` \"longrope\"",
+            json!({"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}),
+            "`rope_parameters.rope_type` \"proportional\"",
         ),
+        (json!({"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 3.0}}), "`rope_scaling.alpha`"),
+        (json!({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}), "`rope_parameters.full_attention`"),
         (json!({"rope_parameters": {"rope_type": "default", "factor": 2.0}}), "`rope_parameters.factor`"),
         (json!({"rope_scaling": {"type": "default", "mrope_section": [16, 24, 24]}}), "`rope_scaling.mrope_section`"),
     ];
@@ -163,13 +182,20 @@ fn wrong_fields_are_named() {
         (json!({"partial_rotary_factor": 0.001}), "partial_rotary_factor"),
         (json!({"partial_rotary_factor": 1.5}), "partial_rotary_factor"),
         (json!({"rope_scaling": {"type": "linear"}}), "rope_scaling.factor"),
-        (json!({"rope_scaling": {"type": "yarn", "factor": 2.0}}), "rope_scaling.original_max_position_embeddings"),
+        (json!({"rope_scaling": {"type": "dynamic"}}), "rope_scaling.factor"),
+        (json!({"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}), "rope_scaling.long_factor"),
+        (json!({"rope_scaling": {"type": "longrope", "short_factor": vec![1.0; 32]}}), "rope_scaling.long_factor"),
+        (
+            json!({"rope_scaling": {"type": "longrope", "short_factor": vec![0.0; 32], "long_factor": vec![1.0; 32]}}),
+            "rope_scaling.short_factor",
+        ),
         (
             json!({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}}),
             "rope_scaling",
         ),
         (json!({"rope_scaling": {"type": 3}}), "rope_scaling.type"),
         (json!({"max_position_embeddings": null}), "max_position_embeddings"),
+        (json!({"layer_types": ["full_attention"]}), "layer_types"),
         (json!({"tie_word_embeddings": 1}), "tie_word_embeddings"),
         (json!({"attention_bias": "no"}), "attention_bias"),
         (json!({"bos_token_id": -1}), "bos_token_id"),
@@ -188,6 +214,123 @@ fn wrong_fields_are_named() {
             other => panic!("{changes}: {other:?}"),
         }
     }
+}
+
+/// The configuration of a family with six layers, heads of 64 dimensions and 8,192 positions.
+fn family(name: &str, class: &str, changes: Value) -> Result<ModelConfig> {
+    let mut all = json!({"model_type": name, "architectures": [class], "rope_theta": null, "tie_word_embeddings": null,
+        "layer_norm_eps": 1e-5});
+    all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    with(all)
+}
+
+#[test]
+fn sliding_windows() {
+    let (sliding, full) = ("sliding_attention", "full_attention");
+    let cases = [
+        ("mistral", "Mistral", json!({"sliding_window": 48}), Some(48), vec![1; 6]),
+        ("mistral", "Mistral", json!({}), Some(4096), vec![1; 6]),
+        ("qwen2", "Qwen2", json!({"sliding_window": 48, "max_window_layers": 4}), None, vec![]),
+        (
+            "qwen2",
+            "Qwen2",
+            json!({"use_sliding_window": true, "sliding_window": 48, "max_window_layers": 4}),
+            Some(48),
+            vec![0, 0, 0, 0, 1, 1],
+        ),
+        ("qwen3", "Qwen3", json!({"use_sliding_window": true, "max_window_layers": 0}), Some(4096), vec![1; 6]),
+        ("gemma2", "Gemma2", json!({}), Some(4096), vec![1, 0, 1, 0, 1, 0]),
+        ("gemma3_text", "Gemma3", json!({"sliding_window": 512}), Some(512), vec![1, 1, 1, 1, 1, 0]),
+        (
+            "gemma3_text",
+            "Gemma3",
+            json!({"sliding_window": 512, "sliding_window_pattern": 3}),
+            Some(512),
+            vec![1, 1, 0, 1, 1, 0],
+        ),
+        (
+            "gemma3_text",
+            "Gemma3",
+            json!({"layer_types": [full, full, sliding, full, full, full]}),
+            Some(4096),
+            vec![0, 0, 1, 0, 0, 0],
+        ),
+        ("gemma2", "Gemma2", json!({"layer_types": vec![full; 6]}), None, vec![]),
+        (
+            "smollm3",
+            "SmolLM3",
+            json!({"use_sliding_window": true, "sliding_window": 48}),
+            Some(48),
+            vec![0, 0, 0, 1, 0, 0],
+        ),
+        ("smollm3", "SmolLM3", json!({"sliding_window": 48}), None, vec![]),
+        ("phi3", "Phi3", json!({"sliding_window": 2047}), Some(2047), vec![1; 6]),
+        ("phi3", "Phi3", json!({}), None, vec![]),
+    ];
+    for (name, class, changes, window, layers) in cases {
+        let config = family(name, &format!("{class}ForCausalLM"), changes.clone()).unwrap();
+        assert_eq!((config.sliding_window, &config.sliding_layers), (window, &layers), "{name} {changes}");
+        for layer in 0..6 {
+            assert_eq!(config.window(layer), window.filter(|_| layers.get(layer) == Some(&1)), "{name} {changes}");
+        }
+    }
+    let error = family("qwen2", "Qwen2ForCausalLM", json!({"layer_types": vec![sliding; 6]})).unwrap_err();
+    assert!(matches!(&error, Error::Config { field, .. } if field == "layer_types"), "{error}");
+    // A null turns the window off where an absent field has a default.
+    let mut json = nano_json();
+    for (field, value) in [
+        ("model_type", json!("mistral")),
+        ("architectures", json!(["MistralForCausalLM"])),
+        ("sliding_window", Value::Null),
+    ] {
+        json[field] = value;
+    }
+    let config = ModelConfig::from_json(json.to_string(), Path::new("m/config.json")).unwrap();
+    assert_eq!(config.sliding_window, None);
+}
+
+#[test]
+fn choices_of_families() {
+    let gemma = family("gemma2", "Gemma2ForCausalLM", json!({"query_pre_attn_scalar": 144})).unwrap();
+    assert_eq!((gemma.norm, gemma.norm_place), (Norm::RmsPlusOne, NormPlace::Around));
+    assert_eq!((gemma.attention_softcap, gemma.logits_softcap), (Some(50.0), Some(30.0)));
+    assert_eq!((gemma.embedding_multiplier, gemma.query_multiplier()), (16.0, 8.0 / 12.0));
+    assert!(gemma.tie_word_embeddings && gemma.activation == Activation::GeluTanh);
+
+    let gemma = family("gemma3_text", "Gemma3ForCausalLM", json!({})).unwrap();
+    assert_eq!((gemma.attention_softcap, gemma.qk_norm), (None, Some(QkNorm::Head)));
+    let thetas = [0, 5].map(|layer| gemma.layer_rope(layer).unwrap().theta);
+    assert_eq!(thetas, [1e4, 1e6]);
+
+    let stable = family("stablelm", "StableLmForCausalLM", json!({"qk_layernorm": true})).unwrap();
+    assert_eq!((stable.norm, stable.qk_norm, stable.rope.rotary_dim), (Norm::Layer, Some(QkNorm::EachHead), 16));
+    assert_eq!(family("stablelm", "StableLmForCausalLM", json!({})).unwrap().qk_norm, None);
+
+    let numbers = json!({"attention_multiplier": 0.5, "embedding_multiplier": 12, "logits_scaling": 8.0,
+        "residual_multiplier": 0.25, "attention_bias": true, "mlp_bias": true});
+    let granite = family("granite", "GraniteForCausalLM", numbers).unwrap();
+    assert_eq!((granite.query_multiplier(), granite.embedding_multiplier), (4.0, 12.0));
+    assert_eq!((granite.logits_multiplier, granite.residual_multiplier), (0.125, 0.25));
+    assert!(granite.qkv_bias && granite.output_bias && granite.mlp_bias);
+
+    let llama = with(json!({"attention_bias": true, "hidden_act": "gelu"})).unwrap();
+    assert!(llama.qkv_bias && llama.output_bias && !llama.mlp_bias && llama.activation == Activation::Gelu);
+}
+
+#[test]
+fn frequencies_that_follow_the_length() {
+    let dynamic = with(json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}})).unwrap().rope;
+    assert_eq!(dynamic.frequencies(1), dynamic.frequencies(8192));
+    assert!(!dynamic.changes_at(8192) && dynamic.changes_at(8193) && dynamic.changes_at(10_000));
+    // The base times (2 * 2 - 1)^(64 / 62).
+    let (first, last) = (dynamic.frequencies(16_384), dynamic.theta * 3f64.powf(64.0 / 62.0));
+    assert!((first[31] / last.powf(-62.0 / 64.0) - 1.0).abs() < 1e-12);
+
+    let lists = json!({"type": "longrope", "short_factor": vec![1.0; 32], "long_factor": vec![4.0; 32]});
+    let long = with(json!({"rope_scaling": lists, "original_max_position_embeddings": 1024})).unwrap().rope;
+    assert_eq!(long.frequencies(1024)[3], 4.0 * long.frequencies(1025)[3]);
+    assert!(long.changes_at(1025) && !long.changes_at(1024) && !long.changes_at(1026));
+    assert_eq!(long.attention_factor, (1.0f64 + 8f64.ln() / 1024f64.ln()).sqrt());
 }
 
 #[test]

@@ -1,75 +1,71 @@
-//! One decoder layer: attention and feed-forward, each behind a norm and added to the residual stream.
+//! One decoder layer: attention and feed-forward, each added to the residual stream.
 
 use super::Watch;
+use super::parts::{Input, Mlp, Output, centred, root_mean_square, scaled};
 use crate::cache::KvCache;
+use crate::config::QkNorm;
 use crate::error::Result;
 use crate::method::Method;
-use crate::ops::{self, FasaStep, PolicyStep, Status};
+use crate::ops::{self, AttentionOptions, FasaStep, PolicyStep, Status};
 use crate::rope::Angles;
 use burn::tensor::Tensor;
 
-/// A projection behind a root mean square norm.
+/// Norms of the queries and keys.
 #[derive(Debug)]
-pub(super) struct NormLinear {
-    pub norm: RmsNorm,
-    /// `[out, in]`, as checkpoints store it.
-    pub weight: Tensor<2>,
-    /// `[1, out]`, f32.
-    pub bias: Option<Tensor<2>>,
-}
-
-impl NormLinear {
-    /// `x` `[tokens, in]` to `[tokens, out]`.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let out = ops::norm_linear(x, self.norm.weight.clone(), self.norm.eps, self.weight.clone());
-        match &self.bias {
-            Some(bias) => out + bias.clone(),
-            None => out,
-        }
-    }
-}
-
-/// Root mean square norm.
-#[derive(Debug)]
-pub(super) struct RmsNorm {
-    /// `[1, hidden]`, f32.
-    pub weight: Tensor<2>,
-    pub eps: f64,
-}
-
-/// Norms of the queries and keys of every head.
-#[derive(Debug)]
-pub(super) struct QkNorm {
+pub(super) struct HeadNorms {
+    pub kind: QkNorm,
     /// `[1, query heads + kv heads, dim]`, f32: the query's weight, then the key's.
     pub weight: Tensor<3>,
+    pub query_heads: usize,
     pub eps: f64,
 }
 
-impl QkNorm {
+impl HeadNorms {
     /// `qkv` `[new, (query heads + 2 kv heads) * dim]`, of which the values stay.
     fn forward(&self, qkv: Tensor<2>) -> Tensor<2> {
         let ([_, heads, dim], [new, width]) = (self.weight.dims(), qkv.dims());
-        let x = qkv.clone().narrow(1, 0, heads * dim).reshape([new, heads, dim]);
-        let mean_square = (x.clone() * x.clone()).mean_dim(2);
-        let x = x * (mean_square + self.eps).sqrt().recip() * self.weight.clone();
-        Tensor::cat(vec![x.reshape([new, heads * dim]), qkv.narrow(1, heads * dim, width - heads * dim)], 1)
+        let values = qkv.clone().narrow(1, heads * dim, width - heads * dim);
+        let x = match self.kind {
+            QkNorm::Head => root_mean_square(qkv.narrow(1, 0, heads * dim).reshape([new, heads, dim]), self.eps),
+            QkNorm::EachHead => centred(qkv.narrow(1, 0, heads * dim).reshape([new, heads, dim]), self.eps),
+            QkNorm::Projection => {
+                let queries = self.query_heads * dim;
+                let keys = root_mean_square(qkv.clone().narrow(1, queries, heads * dim - queries), self.eps);
+                let queries = root_mean_square(qkv.narrow(1, 0, queries), self.eps);
+                Tensor::cat(vec![queries, keys], 1).reshape([new, heads, dim])
+            }
+        };
+        let x = x * self.weight.clone();
+        Tensor::cat(vec![x.reshape([new, heads * dim]), values], 1)
     }
 }
 
-/// Weights of one layer. Projections that read the same input are stored as one, for one pass over it.
+/// Which rotary positions a layer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turning {
+    /// The model's.
+    Usual,
+    /// Those of layers with a sliding window.
+    Local,
+    /// None.
+    Still,
+}
+
+/// One layer. Projections that read the same input are stored as one, for one pass over it.
 #[derive(Debug)]
 pub(super) struct Layer {
     /// `[(query heads + 2 kv heads) * dim, hidden]`.
-    pub qkv_proj: NormLinear,
-    pub qk_norm: Option<QkNorm>,
-    /// Whether it has rotary positions.
-    pub turns: bool,
+    pub qkv: Input,
+    pub qk_norm: Option<HeadNorms>,
+    pub turning: Turning,
+    /// What turned queries are multiplied by.
+    pub query_multiplier: f64,
+    pub attention: AttentionOptions,
     /// `[hidden, query heads * dim]`.
-    pub o_proj: Tensor<2>,
-    /// `[2 * intermediate, hidden]`.
-    pub gate_up_proj: NormLinear,
-    /// `[hidden, intermediate]`.
-    pub down_proj: Tensor<2>,
+    pub output: Output,
+    pub mlp: Mlp,
+    /// Whether the feed-forward block reads what attention read.
+    pub parallel: bool,
 }
 
 impl Layer {
@@ -84,68 +80,74 @@ impl Layer {
         watch: &mut Watch<'_>,
     ) -> Result<Tensor<2>> {
         let position = cache.len();
-        let mut qkv = self.qkv_proj.forward(x.clone());
-        if let Some(norm) = &self.qk_norm {
-            qkv = norm.forward(qkv);
+        let mut qkv = self.qkv.forward(x.clone());
+        if let Some(norms) = &self.qk_norm {
+            qkv = norms.forward(qkv);
         }
-        let queries = cache.append(index, qkv, angles);
+        let queries = scaled(cache.append(index, qkv, angles), self.query_multiplier);
         if let Some(observer) = &mut watch.observer {
             observer.queries(index, position, &queries.clone().swap_dims(0, 1));
         }
         let [new, heads, dim] = queries.dims();
         let attended = match new {
-            1 => decode(queries, index, position + 1, cache, method, watch)?,
+            1 => self.decode(queries, index, position + 1, cache, method, watch)?,
             _ => {
                 let (keys, values) = cache.layer(index);
-                ops::causal_attention(queries, keys, values, position + new)?
+                ops::causal_attention(queries, keys, values, position + new, self.attention)?
             }
         };
-        let x = ops::linear_add(attended.reshape([new, heads * dim]), self.o_proj.clone(), x);
-        let NormLinear { norm, weight, .. } = &self.gate_up_proj;
-        Ok(ops::mlp(x, norm.weight.clone(), norm.eps, weight.clone(), self.down_proj.clone()))
+        let read = self.parallel.then(|| x.clone());
+        let stream = self.output.forward(attended.reshape([new, heads * dim]), x);
+        Ok(match read {
+            Some(x) => self.mlp.forward(x, Some(stream)),
+            None => self.mlp.forward(stream, None),
+        })
     }
-}
 
-/// One token attends by `method`: `queries` `[1, query heads, dim]`.
-fn decode(
-    queries: Tensor<3>,
-    index: usize,
-    seen: usize,
-    cache: &mut KvCache,
-    method: &Method,
-    watch: &mut Watch<'_>,
-) -> Result<Tensor<3>> {
-    let kept = method.kept(seen);
-    let dense = kept >= seen || index < method.dense_layers(usize::MAX);
-    match method {
-        Method::Fasa { plan, .. } if !dense => {
-            let sketch = cache.sketch(index, seen, plan)?;
-            let (keys, values) = cache.layer(index);
-            let step = FasaStep {
-                layer: index,
-                len: seen,
-                budget: kept,
-                plan: plan.clone(),
-                recorder: watch.recorder.clone(),
-                status: Status::default(),
-            };
-            ops::fasa_decode(queries, keys, values, sketch, step)
-        }
-        Method::Policy { policy, .. } if !dense => {
-            let (keys, values) = cache.layer(index);
-            let step = PolicyStep {
-                layer: index,
-                len: seen,
-                budget: kept,
-                policy: policy.clone(),
-                recorder: watch.recorder.clone(),
-                status: Status::default(),
-            };
-            ops::policy_decode(queries, keys, values, step)
-        }
-        _ => {
-            let (keys, values) = cache.layer(index);
-            ops::dense_decode(queries, keys, values, seen)
+    /// One token attends by `method`: `queries` `[1, query heads, dim]`.
+    fn decode(
+        &self,
+        queries: Tensor<3>,
+        index: usize,
+        seen: usize,
+        cache: &mut KvCache,
+        method: &Method,
+        watch: &mut Watch<'_>,
+    ) -> Result<Tensor<3>> {
+        let kept = method.kept(seen);
+        let dense = kept >= seen || !method.is_sparse(index, self.attention.window);
+        match method {
+            Method::Fasa { plan, .. } if !dense => {
+                let sketch = cache.sketch(index, seen, plan)?;
+                let (keys, values) = cache.layer(index);
+                let step = FasaStep {
+                    layer: index,
+                    len: seen,
+                    budget: kept,
+                    softcap: self.attention.softcap,
+                    plan: plan.clone(),
+                    recorder: watch.recorder.clone(),
+                    status: Status::default(),
+                };
+                ops::fasa_decode(queries, keys, values, sketch, step)
+            }
+            Method::Policy { policy, .. } if !dense => {
+                let (keys, values) = cache.layer(index);
+                let step = PolicyStep {
+                    layer: index,
+                    len: seen,
+                    budget: kept,
+                    softcap: self.attention.softcap,
+                    policy: policy.clone(),
+                    recorder: watch.recorder.clone(),
+                    status: Status::default(),
+                };
+                ops::policy_decode(queries, keys, values, step)
+            }
+            _ => {
+                let (keys, values) = cache.layer(index);
+                ops::dense_decode(queries, keys, values, seen, self.attention)
+            }
         }
     }
 }

@@ -1,11 +1,13 @@
 //! From a checkpoint to a decoder.
 
-use super::layer::{Layer, NormLinear, QkNorm, RmsNorm};
+use super::layer::{HeadNorms, Layer, Turning};
+use super::parts::{Input, Linear, Mlp, Norm, Output};
 use super::{Decoder, Rope};
 use crate::checkpoint::Checkpoint;
-use crate::config::{ModelConfig, RopeScaling};
+use crate::config::{self, ModelConfig, NormPlace, QkNorm, RopeScaling};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::ops::AttentionOptions;
 use burn::tensor::{Device, Tensor, TensorCreationOptions, TensorData};
 use fasa_core::profile::WeightsHash;
 
@@ -36,9 +38,8 @@ impl Decoder {
         let kv = config.num_key_value_heads * config.head_dim;
 
         let embed_tokens = source.weight(&[("model.embed_tokens.weight", config.vocab_size)], hidden)?;
-        let norm = |name: &str| source.norm(name, hidden, config.rms_norm_eps);
-        let (last_norm, numbers) = norm("model.norm.weight")?;
-        let mut hash = WeightsHash::default().with(numbers.iter().copied());
+        let (last_norm, numbers) = source.norm("model.norm", &config)?;
+        let mut hash = WeightsHash::default().with(numbers);
         let last = config.num_hidden_layers - 1;
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for i in 0..config.num_hidden_layers {
@@ -61,33 +62,69 @@ impl Decoder {
                 true => (vec![(&fused_qkv, query + 2 * kv)], vec![(&fused_gate_up, 2 * inner)]),
                 false => (vec![(&q, query), (&k, kv), (&v, kv)], vec![(&gate, inner), (&up, inner)]),
             };
-            let bias = |part: &str| format!("model.layers.{i}.self_attn.{part}_proj.bias");
+            let bias = |present: bool, parts: &[(&str, usize)]| -> Result<Option<Tensor<2>>> {
+                let parts = parts.iter().map(|(part, n)| (format!("model.layers.{i}.{part}_proj.bias"), *n));
+                if present { source.bias(&parts.collect::<Vec<_>>()).map(Some) } else { Ok(None) }
+            };
+            let norm = |name: Option<&str>| -> Result<Option<Norm>> {
+                let norm = name.map(|name| source.norm(&format!("model.layers.{i}.{name}"), &config));
+                norm.transpose().map(|norm| norm.map(|(norm, _)| norm))
+            };
+            let names = BlockNorms::of(&config);
+            let qkv_bias = [("self_attn.q", query), ("self_attn.k", kv), ("self_attn.v", kv)];
             layers.push(Layer {
-                turns: config.unrotated_layers.get(i).is_none_or(|flag| *flag == 0),
-                qk_norm: match config.qk_norm {
-                    true => Some(source.qk_norm([&name("self_attn.q_norm"), &name("self_attn.k_norm")], &config)?),
-                    false => None,
+                turning: match config.layer_rope(i) {
+                    None => Turning::Still,
+                    rope if rope == config.local_rope.as_ref() => Turning::Local,
+                    _ => Turning::Usual,
                 },
-                qkv_proj: NormLinear {
-                    norm: norm(&name("input_layernorm"))?.0,
-                    weight: source.weight(&qkv, hidden)?,
-                    bias: match config.qkv_bias {
-                        true => Some(source.bias(&[(bias("q"), query), (bias("k"), kv), (bias("v"), kv)])?),
-                        false => None,
+                qk_norm: config.qk_norm.map(|kind| source.head_norms(i, kind, &config)).transpose()?,
+                query_multiplier: config.query_multiplier(),
+                attention: AttentionOptions {
+                    window: config.window(i),
+                    softcap: config.attention_softcap.map(|cap| cap as f32),
+                },
+                qkv: Input {
+                    norm: norm(names.before_attention)?,
+                    linear: Linear { weight: source.weight(&qkv, hidden)?, bias: bias(config.qkv_bias, &qkv_bias)? },
+                },
+                output: Output {
+                    linear: Linear {
+                        weight: source.weight(&[(&o, hidden)], query)?,
+                        bias: bias(config.output_bias, &[("self_attn.o", hidden)])?,
+                    },
+                    norm: norm(names.after_attention)?,
+                    multiplier: config.residual_multiplier,
+                },
+                mlp: Mlp {
+                    gate_up: Input {
+                        norm: norm(names.before_mlp)?,
+                        linear: Linear {
+                            weight: source.weight(&gate_up, hidden)?,
+                            bias: bias(config.mlp_bias, &[("mlp.gate", inner), ("mlp.up", inner)])?,
+                        },
+                    },
+                    activation: config.activation,
+                    down: Output {
+                        linear: Linear {
+                            weight: source.weight(&[(&down, hidden)], inner)?,
+                            bias: bias(config.mlp_bias, &[("mlp.down", hidden)])?,
+                        },
+                        norm: norm(names.after_mlp)?,
+                        multiplier: config.residual_multiplier,
                     },
                 },
-                o_proj: source.weight(&[(&o, hidden)], query)?,
-                gate_up_proj: NormLinear {
-                    norm: norm(&name("post_attention_layernorm"))?.0,
-                    weight: source.weight(&gate_up, hidden)?,
-                    bias: None,
-                },
-                down_proj: source.weight(&[(&down, hidden)], inner)?,
+                parallel: config.parallel_residual,
             });
         }
-        if config.rope.scaling != RopeScaling::Default {
-            hash = hash
-                .with(config.rope.frequencies().into_iter().chain([config.rope.attention_factor]).map(|x| x as f32));
+        for rope in [Some(&config.rope), config.local_rope.as_ref()].into_iter().flatten() {
+            if rope.scaling != RopeScaling::Default || config.local_rope.is_some() {
+                let mut all = rope.frequencies(1);
+                if let RopeScaling::Dynamic { original, .. } | RopeScaling::Long { original, .. } = rope.scaling {
+                    all.extend(rope.frequencies(original + 1));
+                }
+                hash = hash.with(all.into_iter().chain([rope.attention_factor]).map(|x| x as f32));
+            }
         }
         let head = match config.tie_word_embeddings {
             true => embed_tokens.clone(),
@@ -97,12 +134,13 @@ impl Decoder {
         refuse_unknown(checkpoint, config.tie_word_embeddings)?;
         Ok(Self {
             rope: Rope::new(&config.rope),
+            local_rope: config.local_rope.as_ref().map(Rope::new),
             config,
             device: device.clone(),
             dtype,
             embed_tokens,
             layers,
-            lm_head: NormLinear { norm: last_norm, weight: head, bias: None },
+            lm_head: Input { norm: Some(last_norm), linear: Linear { weight: head, bias: None } },
             weights_hash: hash.finish(),
         })
     }
@@ -137,20 +175,71 @@ impl Source<'_> {
         Ok(Tensor::from_data(TensorData::new(all, shape), self.device))
     }
 
-    /// The norms of a layer's queries and keys, named in this order.
-    fn qk_norm(&self, [q, k]: [&str; 2], config: &ModelConfig) -> Result<QkNorm> {
-        let (dim, heads) = (config.head_dim, config.num_attention_heads + config.num_key_value_heads);
-        let mut all = self.checkpoint.tensor_f32(q, &[dim])?.repeat(config.num_attention_heads);
-        all.extend(self.checkpoint.tensor_f32(k, &[dim])?.repeat(config.num_key_value_heads));
-        let weight = Tensor::from_data(TensorData::new(all, [1, heads, dim]), self.device);
-        Ok(QkNorm { weight, eps: config.rms_norm_eps })
+    /// The norms of a layer's queries and keys.
+    fn head_norms(&self, layer: usize, kind: QkNorm, config: &ModelConfig) -> Result<HeadNorms> {
+        let (dim, query_heads, kv_heads) = (config.head_dim, config.num_attention_heads, config.num_key_value_heads);
+        let mut all = Vec::with_capacity((query_heads + kv_heads) * dim);
+        for (part, heads) in [("q", query_heads), ("k", kv_heads)] {
+            let name = |rest: &str| format!("model.layers.{layer}.self_attn.{part}_{rest}.weight");
+            match kind {
+                QkNorm::Head => all.extend(self.checkpoint.tensor_f32(&name("norm"), &[dim])?.repeat(heads)),
+                QkNorm::Projection => all.extend(self.checkpoint.tensor_f32(&name("norm"), &[heads * dim])?),
+                QkNorm::EachHead => {
+                    for head in 0..heads {
+                        let name = name(&format!("layernorm.norms.{head}"));
+                        all.extend(self.checkpoint.tensor_f32(&name, &[dim])?);
+                    }
+                }
+            }
+        }
+        plus_one(&mut all, config);
+        let weight = Tensor::from_data(TensorData::new(all, [1, query_heads + kv_heads, dim]), self.device);
+        Ok(HeadNorms { kind, weight, query_heads, eps: config.norm_eps })
     }
 
-    /// A norm, and its weight on the host.
-    fn norm(&self, name: &str, width: usize, eps: f64) -> Result<(RmsNorm, Vec<f32>)> {
-        let numbers = self.checkpoint.tensor_f32(name, &[width])?;
-        let weight = Tensor::from_data(TensorData::new(numbers.clone(), [1, width]), self.device);
-        Ok((RmsNorm { weight, eps }, numbers))
+    /// A norm of the residual stream, and its weight as the checkpoint has it.
+    fn norm(&self, name: &str, config: &ModelConfig) -> Result<(Norm, Vec<f32>)> {
+        let width = config.hidden_size;
+        let tensor = |numbers| Tensor::from_data(TensorData::new(numbers, [1, width]), self.device);
+        let numbers = self.checkpoint.tensor_f32(&format!("{name}.weight"), &[width])?;
+        let mut weight = numbers.clone();
+        plus_one(&mut weight, config);
+        let layer = match config.norm {
+            config::Norm::Layer => Some(tensor(self.checkpoint.tensor_f32(&format!("{name}.bias"), &[width])?)),
+            _ => None,
+        };
+        Ok((Norm { weight: tensor(weight), layer, eps: config.norm_eps }, numbers))
+    }
+}
+
+/// Gemma's checkpoints have the difference from 1.
+fn plus_one(weight: &mut [f32], config: &ModelConfig) {
+    if config.norm == config::Norm::RmsPlusOne {
+        weight.iter_mut().for_each(|w| *w += 1.0);
+    }
+}
+
+/// The names of the norms around the two blocks of a layer.
+struct BlockNorms {
+    before_attention: Option<&'static str>,
+    after_attention: Option<&'static str>,
+    before_mlp: Option<&'static str>,
+    after_mlp: Option<&'static str>,
+}
+
+impl BlockNorms {
+    fn of(config: &ModelConfig) -> Self {
+        let after = (Some("post_attention_layernorm"), Some("post_feedforward_layernorm"));
+        let ((before_attention, before_mlp), (after_attention, after_mlp)) = match config.norm_place {
+            // One norm for both blocks.
+            NormPlace::Before if config.parallel_residual => {
+                ((Some("input_layernorm"), Some("input_layernorm")), (None, None))
+            }
+            NormPlace::Before => ((Some("input_layernorm"), Some("post_attention_layernorm")), (None, None)),
+            NormPlace::After => ((None, None), after),
+            NormPlace::Around => ((Some("input_layernorm"), Some("pre_feedforward_layernorm")), after),
+        };
+        Self { before_attention, after_attention, before_mlp, after_mlp }
     }
 }
 

@@ -2,11 +2,12 @@
 
 mod layer;
 mod load;
+mod parts;
 
 pub use load::LoadProgress;
 
 use crate::cache::KvCache;
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, RopeScaling};
 use crate::device::is_gpu;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -17,7 +18,8 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use fasa_core::Pairing;
 use fasa_core::profile::{Model, ProfileError, ProfileView};
 use fasa_cpu::linear::FEW_TOKENS;
-use layer::{Layer, NormLinear};
+use layer::{Layer, Turning};
+use parts::{Input, capped, scaled};
 use std::path::Path;
 
 /// Tokens of a prompt that are computed together. Attention scores of a chunk live in tiles, so memory does not grow with
@@ -33,8 +35,10 @@ pub struct Decoder {
     embed_tokens: Tensor<2>,
     layers: Vec<Layer>,
     /// Behind the last norm.
-    lm_head: NormLinear,
+    lm_head: Input,
     rope: Rope,
+    /// Of layers with a sliding window.
+    local_rope: Option<Rope>,
     weights_hash: u64,
 }
 
@@ -52,7 +56,8 @@ pub enum Logits {
 /// Looks at a forward pass from inside: what calibration and tests read. The pass may run on another thread.
 pub trait Observer: Send {
     /// Called for each layer with the rotated queries of the new tokens, `[query_heads, new, head_dim]`, the first of which
-    /// is at `position`. The layer's keys are in the cache by then.
+    /// is at `position`; times [`ModelConfig::query_multiplier`], so that scores are always divided by `√head_dim`. The
+    /// layer's keys are in the cache by then.
     fn queries(&mut self, layer: usize, position: usize, queries: &Tensor<3>);
 }
 
@@ -147,8 +152,9 @@ impl Decoder {
         logits: Logits,
         watch: &mut Watch<'_>,
     ) -> Result<Option<Tensor<2>>> {
-        self.check(tokens, cache.len())?;
+        self.check(tokens, cache)?;
         cache.reserve(tokens.len());
+        cache.expect(cache.len() + tokens.len());
         if is_gpu(&self.device) {
             self.check_device(cache, method)?;
             return self.forward_chunks(tokens, cache, method, logits, watch);
@@ -170,36 +176,46 @@ impl Decoder {
         watch: &mut Watch<'_>,
     ) -> Result<Option<Tensor<2>>> {
         let mut rows = Vec::new();
+        let context = cache.expected();
         let chunks = tokens.chunks(PREFILL_CHUNK);
         let last = chunks.len();
         for (i, chunk) in chunks.enumerate() {
-            let hidden = self.forward_chunk(chunk, cache, method, watch)?;
+            let hidden = self.forward_chunk(chunk, context, cache, method, watch)?;
             let wanted = match logits {
                 Logits::None => continue,
                 Logits::Last if i + 1 < last => continue,
                 Logits::Last => hidden.narrow(0, chunk.len() - 1, 1),
                 Logits::All => hidden,
             };
-            rows.push(self.lm_head.forward(wanted));
+            let logits = scaled(self.lm_head.forward(wanted), self.config.logits_multiplier);
+            rows.push(capped(logits, self.config.logits_softcap));
         }
         Ok((!rows.is_empty()).then(|| Tensor::cat(rows, 0)))
     }
 
+    /// `tokens` of a context that is going to hold `context`.
     fn forward_chunk(
         &self,
         tokens: &[u32],
+        context: usize,
         cache: &mut KvCache,
         method: &Method,
         watch: &mut Watch<'_>,
     ) -> Result<Tensor<2>> {
-        let position = cache.len();
+        let (position, new, device) = (cache.len(), tokens.len(), &self.device);
         let ids: Vec<i32> = tokens.iter().map(|t| *t as i32).collect();
-        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [tokens.len()]), &self.device);
-        let mut x = self.embed_tokens.clone().select(0, ids).cast(DType::F32);
-        let angles = self.rope.angles(position, tokens.len(), &self.device);
-        let still = self.rope.still(tokens.len(), &self.device);
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [new]), device);
+        let embedded = self.embed_tokens.clone().select(0, ids).cast(DType::F32);
+        let mut x = scaled(embedded, self.config.embedding_multiplier);
+        let usual = self.rope.angles(position, new, context, device);
+        let local = self.local_rope.as_ref().map(|rope| rope.angles(position, new, context, device));
+        let still = self.rope.still(new, device);
         for (index, layer) in self.layers.iter().enumerate() {
-            let angles = if layer.turns { &angles } else { &still };
+            let angles = match layer.turning {
+                Turning::Usual => &usual,
+                Turning::Local => local.as_ref().unwrap_or(&usual),
+                Turning::Still => &still,
+            };
             x = layer.forward(x, index, angles, cache, method, watch)?;
         }
         cache.advance(tokens.len());
@@ -225,8 +241,9 @@ impl Decoder {
         }
     }
 
-    /// Whether `tokens` may follow `held` others.
-    fn check(&self, tokens: &[u32], held: usize) -> Result<()> {
+    /// Whether `tokens` may follow those in the cache.
+    fn check(&self, tokens: &[u32], cache: &KvCache) -> Result<()> {
+        let held = cache.len();
         if let Some(token) = tokens.iter().find(|t| **t as usize >= self.config.vocab_size) {
             return Err(Error::Prompt {
                 problem: format!("has token {token}, the model knows {}", self.config.vocab_size),
@@ -238,6 +255,19 @@ impl Decoder {
             return Err(Error::Prompt {
                 problem: format!("and what follows it need {wanted} positions, the model has {positions}"),
                 mend: "shorten the prompt, ask for fewer new tokens, or use a model with more positions".into(),
+            });
+        }
+        if let RopeScaling::Long { original, .. } = self.config.rope.scaling
+            && held > 0
+            && cache.expected() <= original
+            && wanted > original
+        {
+            return Err(Error::Prompt {
+                problem: format!(
+                    "and what follows it exceed {original} tokens, beyond which this model turns by other angles than \
+                     those by which the first {held} were read"
+                ),
+                mend: "begin anew, and read the whole text at once or announce its length (`KvCache::expect`)".into(),
             });
         }
         Ok(())

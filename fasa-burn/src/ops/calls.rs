@@ -1,11 +1,16 @@
 //! [`FasaOps`] for tensors, with failures as errors.
 
-use super::{FasaOps, FasaStep, PolicyStep, SketchStep, Status};
+use super::{AttentionOptions, FasaOps, FasaStep, PolicyStep, SketchStep, Status};
 use crate::cache::SketchTensors;
 use crate::error::Result;
 use crate::rope::Angles;
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
+
+/// See [`FasaOps::linear`].
+pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::linear(x.into_dispatch(), weight.into_dispatch()))
+}
 
 /// See [`FasaOps::linear_add`].
 pub(crate) fn linear_add(x: Tensor<2>, weight: Tensor<2>, residual: Tensor<2>) -> Tensor<2> {
@@ -40,19 +45,31 @@ pub(crate) fn append(
 }
 
 /// See [`FasaOps::causal_attention`].
-pub(crate) fn causal_attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, len: usize) -> Result<Tensor<3>> {
+pub(crate) fn causal_attention(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    len: usize,
+    options: AttentionOptions,
+) -> Result<Tensor<3>> {
     let status = Status::default();
     let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
-    let out = Dispatch::causal_attention(q, k, v, len, status.clone());
+    let out = Dispatch::causal_attention(q, k, v, len, options, status.clone());
     status.into_result()?;
     Ok(Tensor::from_dispatch(out))
 }
 
 /// See [`FasaOps::dense_decode`].
-pub(crate) fn dense_decode(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, len: usize) -> Result<Tensor<3>> {
+pub(crate) fn dense_decode(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    len: usize,
+    options: AttentionOptions,
+) -> Result<Tensor<3>> {
     let status = Status::default();
     let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
-    let out = Dispatch::dense_decode(q, k, v, len, status.clone());
+    let out = Dispatch::dense_decode(q, k, v, len, options, status.clone());
     status.into_result()?;
     Ok(Tensor::from_dispatch(out))
 }

@@ -1,6 +1,6 @@
 //! The operations over slices: what CPU backends run once they have found the memory behind their tensors.
 
-use super::step::{FasaStep, PolicyStep, SketchStep, Status, note};
+use super::step::{AttentionOptions, FasaStep, PolicyStep, SketchStep, Status, note};
 use fasa_core::sketch::quantize_row;
 use fasa_core::{Error, Result};
 use fasa_cpu::{LayerCache, LayerSketch, Numbers, dense_decode, fasa_decode, policy_decode};
@@ -15,9 +15,10 @@ pub(super) struct Cache<'a> {
 }
 
 impl<'a> Cache<'a> {
-    fn rows(&self, len: usize) -> Result<LayerCache<'a>> {
+    fn rows(&self, len: usize, options: AttentionOptions) -> Result<LayerCache<'a>> {
         let [kv_heads, capacity, dim] = self.shape;
-        LayerCache::new(self.keys, self.values, kv_heads, capacity, dim, len)
+        let cache = LayerCache::new(self.keys, self.values, kv_heads, capacity, dim, len)?;
+        Ok(cache.within(options.window.unwrap_or(usize::MAX)).capped(options.softcap.unwrap_or(0.0)))
     }
 }
 
@@ -46,13 +47,28 @@ fn into_new(len: usize, status: &Status, compute: impl FnOnce(&mut [f32]) -> Res
     out
 }
 
-pub(super) fn dense(queries: &[f32], cache: Cache<'_>, len: usize, status: &Status) -> Vec<f32> {
-    into_new(queries.len(), status, |out| dense_decode(queries, &cache.rows(len)?, out))
+pub(super) fn dense(
+    queries: &[f32],
+    cache: Cache<'_>,
+    len: usize,
+    options: AttentionOptions,
+    status: &Status,
+) -> Vec<f32> {
+    into_new(queries.len(), status, |out| dense_decode(queries, &cache.rows(len, options)?, out))
 }
 
 /// `queries` `[new, query_heads, dim]`, at the last of the first `len` rows.
-pub(super) fn causal(queries: &[f32], query_heads: usize, cache: Cache<'_>, len: usize, status: &Status) -> Vec<f32> {
-    into_new(queries.len(), status, |out| fasa_cpu::causal_attention(queries, query_heads, &cache.rows(len)?, out))
+pub(super) fn causal(
+    queries: &[f32],
+    query_heads: usize,
+    cache: Cache<'_>,
+    len: usize,
+    options: AttentionOptions,
+    status: &Status,
+) -> Vec<f32> {
+    into_new(queries.len(), status, |out| {
+        fasa_cpu::causal_attention(queries, query_heads, &cache.rows(len, options)?, out)
+    })
 }
 
 /// See [`FasaOps::append`](super::FasaOps::append): writes rows of the cache, returns the queries.
@@ -139,7 +155,7 @@ pub(super) fn fasa(queries: &[f32], cache: Cache<'_>, codes: &[u8], scales: &[u8
         let capacity = cache.shape[1];
         let scales = if plan.config().precision.scale_bytes() == 0 { &[] } else { scales };
         let sketch = LayerSketch::new(codes, scales, plan.config().precision, plan.chunks(), plan.rows(), capacity)?;
-        let rows = cache.rows(step.len)?;
+        let rows = cache.rows(step.len, AttentionOptions { window: None, softcap: step.softcap })?;
         let selected = fasa_decode(step.layer, queries, &rows, &sketch, &plan, step.budget, out)?;
         note(&step.recorder, step.layer, selected);
         Ok(())
@@ -148,7 +164,7 @@ pub(super) fn fasa(queries: &[f32], cache: Cache<'_>, codes: &[u8], scales: &[u8
 
 pub(super) fn policy(queries: &[f32], cache: Cache<'_>, step: &PolicyStep) -> Vec<f32> {
     into_new(queries.len(), &step.status, |out| {
-        let rows = cache.rows(step.len)?;
+        let rows = cache.rows(step.len, AttentionOptions { window: None, softcap: step.softcap })?;
         let mut policy = step.policy.lock().unwrap_or_else(PoisonError::into_inner);
         let selected = policy_decode(step.layer, queries, &rows, None, &mut *policy, step.budget, out)?;
         note(&step.recorder, step.layer, selected);

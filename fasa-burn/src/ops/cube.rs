@@ -4,7 +4,7 @@ mod prefill;
 mod tables;
 
 use super::step::note;
-use super::{FasaOps, FasaStep, PolicyStep, SketchStep, Status, composed};
+use super::{AttentionOptions, FasaOps, FasaStep, PolicyStep, SketchStep, Status, composed};
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, FloatDType, Shape};
@@ -164,14 +164,29 @@ impl FasaOps for CubeBackend {
         }
     }
 
-    fn causal_attention(q: CubeTensor, k: CubeTensor, v: CubeTensor, len: usize, status: Status) -> CubeTensor {
-        let out = prefill::causal_attention(q.clone(), k, v, len);
+    fn causal_attention(
+        q: CubeTensor,
+        k: CubeTensor,
+        v: CubeTensor,
+        len: usize,
+        options: AttentionOptions,
+        status: Status,
+    ) -> CubeTensor {
+        let out = options.expect_plain().and_then(|()| prefill::causal_attention(q.clone(), k, v, len));
         status.record(out).unwrap_or(q)
     }
 
-    fn dense_decode(q: CubeTensor, k: CubeTensor, v: CubeTensor, len: usize, status: Status) -> CubeTensor {
+    fn dense_decode(
+        q: CubeTensor,
+        k: CubeTensor,
+        v: CubeTensor,
+        len: usize,
+        options: AttentionOptions,
+        status: Status,
+    ) -> CubeTensor {
         let [q, k, v] = [q, k, v].map(into_contiguous);
-        let out = attend(&gpu(&q), &q.handle, q.shape()[1], &cache(&k, &v), Rows::First(len)).map_err(refused);
+        let attended = || attend(&gpu(&q), &q.handle, q.shape()[1], &cache(&k, &v), Rows::First(len)).map_err(refused);
+        let out = options.expect_plain().and_then(|()| attended());
         let shape = q.shape();
         status.record(out).map_or(q.clone(), |out| tensor(&q, out, shape))
     }
@@ -226,6 +241,7 @@ fn fasa(
     [codes, scales]: [&CubeTensor; 2],
     step: &FasaStep,
 ) -> fasa_core::Result<Handle> {
+    AttentionOptions { window: None, softcap: step.softcap }.expect_plain()?;
     let (gpu, plan) = (gpu(q), step.plan.view());
     let [_, query_heads, dim] = q.shape().dims();
     let lists = plan.config().token_scope.rows(query_heads, cache.heads);

@@ -1,7 +1,7 @@
 //! The operations on Flex tensors: kernels over the memory behind them.
 
 use super::cpu::{self, Cache};
-use super::{FasaOps, FasaStep, PolicyStep, SketchStep, Status};
+use super::{AttentionOptions, FasaOps, FasaStep, PolicyStep, SketchStep, Status};
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, Element, Shape, TensorData};
@@ -143,14 +143,28 @@ impl FasaOps for Flex {
         (tensor(queries, [new, heads, shape[2]]), k, v)
     }
 
-    fn causal_attention(q: FlexTensor, k: FlexTensor, v: FlexTensor, len: usize, status: Status) -> FlexTensor {
+    fn causal_attention(
+        q: FlexTensor,
+        k: FlexTensor,
+        v: FlexTensor,
+        len: usize,
+        options: AttentionOptions,
+        status: Status,
+    ) -> FlexTensor {
         let [q, k, v] = [q, k, v].map(contiguous);
-        tensor(cpu::causal(slice(&q), q.shape()[1], cache(&k, &v), len, &status), q.shape())
+        tensor(cpu::causal(slice(&q), q.shape()[1], cache(&k, &v), len, options, &status), q.shape())
     }
 
-    fn dense_decode(q: FlexTensor, k: FlexTensor, v: FlexTensor, len: usize, status: Status) -> FlexTensor {
+    fn dense_decode(
+        q: FlexTensor,
+        k: FlexTensor,
+        v: FlexTensor,
+        len: usize,
+        options: AttentionOptions,
+        status: Status,
+    ) -> FlexTensor {
         let [q, k, v] = [q, k, v].map(contiguous);
-        tensor(cpu::dense(slice(&q), cache(&k, &v), len, &status), q.shape())
+        tensor(cpu::dense(slice(&q), cache(&k, &v), len, options, &status), q.shape())
     }
 
     fn write_sketch(

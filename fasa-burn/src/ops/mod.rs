@@ -22,7 +22,7 @@ mod ndarray;
 mod step;
 
 pub(crate) use calls::*;
-pub use step::{FasaStep, PolicyStep, Recorder, SketchStep, Status};
+pub use step::{AttentionOptions, FasaStep, PolicyStep, Recorder, SketchStep, Status};
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, backend_extension};
@@ -80,21 +80,23 @@ pub trait FasaOps: Backend {
     }
 
     /// Causal attention of new tokens, the last of the first `len` rows: `q` `[new, Hq, d]`, `k` and `v`
-    /// `[Hkv, capacity, d]`. Returns `[new, Hq, d]`.
+    /// `[Hkv, capacity, d]`. Returns `[new, Hq, d]`. A backend that lacks what `options` ask for says so in `status`.
     fn causal_attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         len: usize,
+        options: AttentionOptions,
         status: Status,
     ) -> FloatTensor<Self>;
 
-    /// One token attends to the first `len` rows: `q` `[1, Hq, d]`.
+    /// One token attends to the first `len` rows, or the last of them in its window: `q` `[1, Hq, d]`.
     fn dense_decode(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         len: usize,
+        options: AttentionOptions,
         status: Status,
     ) -> FloatTensor<Self>;
 

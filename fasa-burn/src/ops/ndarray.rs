@@ -3,7 +3,7 @@
 #![allow(deprecated)] // upstream deprecates the backend; it stays as a reference
 
 use super::cpu::{self, Cache};
-use super::{FasaOps, FasaStep, PolicyStep, SketchStep, Status, composed};
+use super::{AttentionOptions, FasaOps, FasaStep, PolicyStep, SketchStep, Status, composed};
 use burn::backend::NdArray;
 use burn::backend::TensorMetadata;
 use burn::backend::ops::attention::attention_fallback;
@@ -48,15 +48,22 @@ impl FasaOps for NdArray {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         len: usize,
-        _status: Status,
+        options: AttentionOptions,
+        status: Status,
     ) -> FloatTensor<Self> {
+        if options.window.is_some_and(|window| window < len) {
+            let ((q, shape), (keys, cache), (values, _)) = (floats(q), floats(k), floats(v));
+            let heads = shape[1];
+            return tensor(cpu::causal(&q, heads, rows(&keys, &values, cache), len, options, &status), shape);
+        }
         let ([new, heads, dim], kv_heads) = (q.shape().dims(), k.shape()[0]);
         let rows = |cache| {
             let rows = composed::narrow::<Self>(cache, 1, 0, len);
             repeat_heads(Self::float_reshape(rows, Shape::new([1, kv_heads, len, dim])), heads)
         };
         let q = Self::float_reshape(Self::float_swap_dims(q, 0, 1), Shape::new([1, heads, new, dim]));
-        let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
+        let options =
+            AttentionModuleOptions { is_causal: true, softcap: options.softcap.map(f64::from), ..Default::default() };
         let out = attention_fallback::<Self>(q, rows(k), rows(v), None, None, options);
         Self::float_swap_dims(Self::float_reshape(out, Shape::new([heads, new, dim])), 0, 1)
     }
@@ -66,10 +73,11 @@ impl FasaOps for NdArray {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         len: usize,
+        options: AttentionOptions,
         status: Status,
     ) -> FloatTensor<Self> {
         let ((q, shape), (keys, cache), (values, _)) = (floats(q), floats(k), floats(v));
-        tensor(cpu::dense(&q, rows(&keys, &values, cache), len, &status), shape)
+        tensor(cpu::dense(&q, rows(&keys, &values, cache), len, options, &status), shape)
     }
 
     fn write_sketch(

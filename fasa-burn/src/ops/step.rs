@@ -31,6 +31,29 @@ impl Status {
     }
 }
 
+/// What a layer's attention has beyond the usual.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct AttentionOptions {
+    /// Rows that a token attends to at most, its own and those before; all if none.
+    pub window: Option<usize>,
+    /// Scores are capped: `cap * tanh(score / cap)`, after their division by `√head_dim`.
+    pub softcap: Option<f32>,
+}
+
+impl AttentionOptions {
+    /// # Errors
+    /// [`fasa_core::Error::Range`] if there is anything: for backends that compute plain attention only.
+    pub fn expect_plain(&self) -> fasa_core::Result<()> {
+        match self {
+            Self { window: None, softcap: None } => Ok(()),
+            _ => Err(fasa_core::Error::Range {
+                what: "layer",
+                problem: "sliding windows and capped scores are not computed on this device",
+            }),
+        }
+    }
+}
+
 /// Collects the tokens that decode steps attended to, layer after layer: for tests and evaluation.
 pub type Recorder = Arc<Mutex<Vec<(usize, Selected)>>>;
 
@@ -56,6 +79,8 @@ pub struct FasaStep {
     pub len: usize,
     /// Tokens kept.
     pub budget: usize,
+    /// See [`AttentionOptions::softcap`]. It changes what the kept tokens weigh, not which are kept.
+    pub softcap: Option<f32>,
     /// The channels.
     pub plan: Arc<OwnedPlan>,
     /// Where the chosen tokens go.
@@ -73,6 +98,8 @@ pub struct PolicyStep {
     pub len: usize,
     /// Tokens kept.
     pub budget: usize,
+    /// See [`AttentionOptions::softcap`]. It changes what the kept tokens weigh, not which are kept.
+    pub softcap: Option<f32>,
     /// The policy.
     pub policy: SharedPolicy,
     /// Where the chosen tokens go.

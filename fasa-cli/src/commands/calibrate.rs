@@ -187,7 +187,8 @@ fn samples(args: &Args, model: &LanguageModel) -> Result<(Vec<Sample>, String)> 
                     path.display()
                 )
             })?;
-            Ok((cut(args, model, &text, path)?, path.display().to_string()))
+            let window = Windows { tokens: args.tokens, samples: args.samples, judged: args.judged };
+            Ok((window.cut(model, &text, path)?, path.display().to_string()))
         }
     }
 }
@@ -209,33 +210,45 @@ pub(crate) fn encode(model: &LanguageModel, text: &CalibrationSample, judge: Jud
     Ok(Sample { tokens, judged })
 }
 
-/// Cuts a user's text into samples, whose last tokens are judged.
-fn cut(args: &Args, model: &LanguageModel, text: &str, path: &Path) -> Result<Vec<Sample>> {
-    ensure!(
-        args.judged > 0 && args.judged < args.tokens,
-        "`--judged` is {}; use at least 1 and less than `--tokens`, {}",
-        args.judged,
-        args.tokens
-    );
-    let ids = model.tokenizer.encode(text)?;
-    let bos = model.decoder.config().bos_token_id;
-    let body = args.tokens - usize::from(bos.is_some());
-    let samples: Vec<Sample> = ids
-        .chunks_exact(body)
-        .take(args.samples)
-        .map(|window| {
-            let tokens: Vec<u32> = bos.into_iter().chain(window.iter().copied()).collect();
-            Sample { judged: (tokens.len() - args.judged..tokens.len()).collect(), tokens }
-        })
-        .collect();
-    if samples.is_empty() {
-        bail!(
-            "`{}` has {} tokens, one sample takes {body}; give a longer text or a smaller `--tokens`",
-            path.display(),
-            ids.len()
+/// How a user's text is cut into samples.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Windows {
+    /// Tokens of a sample.
+    pub(crate) tokens: usize,
+    /// Samples, at most.
+    pub(crate) samples: usize,
+    /// Last tokens that are judged.
+    pub(crate) judged: usize,
+}
+
+impl Windows {
+    /// The first samples of a text.
+    pub(crate) fn cut(self, model: &LanguageModel, text: &str, path: &Path) -> Result<Vec<Sample>> {
+        let Self { tokens, samples, judged } = self;
+        ensure!(
+            judged > 0 && judged < tokens,
+            "`--judged` is {judged}; use at least 1 and less than `--tokens`, {tokens}"
         );
+        let ids = model.tokenizer.encode(text)?;
+        let bos = model.decoder.config().bos_token_id;
+        let body = tokens - usize::from(bos.is_some());
+        let samples: Vec<Sample> = ids
+            .chunks_exact(body)
+            .take(samples)
+            .map(|window| {
+                let tokens: Vec<u32> = bos.into_iter().chain(window.iter().copied()).collect();
+                Sample { judged: (tokens.len() - judged..tokens.len()).collect(), tokens }
+            })
+            .collect();
+        if samples.is_empty() {
+            bail!(
+                "`{}` has {} tokens, one sample takes {body}; give a longer text or a smaller `--tokens`",
+                path.display(),
+                ids.len()
+            );
+        }
+        Ok(samples)
     }
-    Ok(samples)
 }
 
 /// Writes beside the target first, so that a stopped run never leaves half a profile.

@@ -1,12 +1,12 @@
 //! `fasa demo`, and `fasa` alone: the whole point in one run.
 
-use super::generate::StopText;
 use crate::methods;
 use crate::model::LanguageModel;
 use crate::report::{self, Format};
 use crate::settings::{DtypeName, FasaArgs, MethodName, ModelArgs, Preset};
 use crate::tasks::{self, Depth, Request, Task};
 use crate::terminal;
+use crate::writing::StopText;
 use anyhow::{Context, Result};
 use console::style;
 use fasa_burn::cache::KvCache;

@@ -1,15 +1,17 @@
 //! `fasa generate`: continue a prompt.
 
-use crate::crossover::{self, Conditions, DenseBelow, parse_dense_below};
 use crate::methods;
 use crate::model::LanguageModel;
 use crate::report::{self, Format};
-use crate::settings::{MethodArgs, ModelArgs, SamplingArgs};
+use crate::settings::ModelArgs;
 use crate::terminal;
-use anyhow::{Context, Result, bail};
+use crate::writing::{ChatArgs, SessionArgs, Setup, Stream, WritingArgs};
+use anyhow::{Context, Result, bail, ensure};
 use fasa_burn::Dtype;
-use fasa_burn::generate::{Cancel, Event, Options, Outcome, StopReason};
+use fasa_burn::generate::{Cancel, Options, Outcome, StopReason};
 use fasa_burn::method::Method;
+use fasa_burn::sequence::Sequence;
+use fasa_burn::session::Session;
 use serde::Serialize;
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
@@ -25,27 +27,21 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
 
-    /// Write at most this many tokens
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    max_new_tokens: usize,
-
-    /// Stop before this text (may be given several times)
-    #[arg(long, value_name = "TEXT")]
-    stop: Vec<String>,
+    /// Put the prompt to a model made for conversations, as the message of a user
+    #[arg(long)]
+    chat: bool,
 
     #[command(flatten)]
     model: ModelArgs,
 
     #[command(flatten)]
-    method: MethodArgs,
-
-    /// Attend to everything while fewer tokens are in the cache: a number, or `measured` by `fasa bench crossover` on this
-    /// machine for a model of this shape and these settings (0 if it never ran)
-    #[arg(long, value_name = "TOKENS", default_value = "measured", value_parser = parse_dense_below)]
-    dense_below: DenseBelow,
+    writing: WritingArgs,
 
     #[command(flatten)]
-    sampling: SamplingArgs,
+    conversation: ChatArgs,
+
+    #[command(flatten)]
+    session: SessionArgs,
 
     /// How to print the result
     #[arg(long, value_enum, default_value_t)]
@@ -61,6 +57,8 @@ struct Report {
     tokens: Vec<u32>,
     stop: StopReason,
     prompt_tokens: usize,
+    /// Those of them that a loaded session held.
+    held_tokens: usize,
     tokens_seen: usize,
     tokens_kept: usize,
     /// Steps with fewer tokens in the cache attended to all of them; none: all steps did, FASA was never faster here.
@@ -73,38 +71,44 @@ struct Report {
 }
 
 /// A prompt is text; even the longest contexts are far below this.
-const LARGEST_PROMPT: u64 = 256 << 20;
+pub(super) const LARGEST_PROMPT: u64 = 256 << 20;
 
 /// Runs the command.
 ///
 /// # Errors
 /// If the prompt cannot be read or does not fit, or the model, profile or parameters are at fault.
 pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
+    ensure!(
+        args.chat || !args.conversation.is_given(),
+        "`--system`, `--chat-template` and `--template-arg` are for conversations; add `--chat`"
+    );
     let prompt = read_prompt(args)?;
     let model = LanguageModel::load(&args.model)?;
-    let (method, dense_below) = method(args, &model)?;
-    let ids = model.encode_prompt(&prompt)?;
-    let options = Options {
-        method: method.clone(),
-        max_new_tokens: args.max_new_tokens,
-        sampling: args.sampling.sampling(),
-        stop_ids: model.decoder.config().eos_token_ids.clone(),
-        cancel: cancel.clone(),
-    };
+    let Setup { options, dense_below } = args.writing.setup(&model, args.model.device, args.chat, cancel)?;
+    let session = args.session.load(&model, &options.method, options.max_new_tokens)?;
     let streaming = args.format == Format::Text;
-    let (text, outcome) = write_text(&model, &ids, &options, &args.stop, streaming)?;
+    let (text, outcome) = match args.chat {
+        true => converse(args, &model, &options, session, &prompt, streaming)?,
+        false => match continue_text(args, &model, &options, session.sequence, &prompt, streaming)? {
+            Some(written) => written,
+            None => return Ok(()),
+        },
+    };
+    let method = &options.method;
     if streaming {
-        terminal::note(summary(&model, &method, &outcome));
+        terminal::note(summary(&model, method, &outcome));
         return Ok(());
     }
     let (config, dtype) = (model.decoder.config(), model.decoder.dtype());
     let seen = outcome.prompt_tokens + outcome.tokens.len();
+    let chosen = &args.writing.method;
     report::json(&Report {
         model: model.name.clone(),
-        method: methods::label(args.method.method, args.method.preset, &args.method.fasa),
+        method: methods::label(chosen.method, chosen.preset, &chosen.fasa),
         text,
         stop: outcome.stop,
         prompt_tokens: outcome.prompt_tokens,
+        held_tokens: outcome.held_tokens,
         tokens_seen: seen,
         tokens_kept: method.kept(seen),
         dense_below: (dense_below < usize::MAX).then_some(dense_below),
@@ -117,116 +121,55 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     })
 }
 
-/// The method, and under how many tokens in the cache it is dense.
-fn method(args: &Args, model: &LanguageModel) -> Result<(Method, usize)> {
-    let method = args.method.method(model)?;
-    let tokens = match (&method, args.dense_below) {
-        (Method::Fasa { budget, .. }, DenseBelow::Measured) => {
-            let (device, shape) = (args.model.device.to_string(), crossover::shape(model.decoder.config()));
-            let conditions = Conditions::new(&device, shape, model.decoder.dtype(), &args.method.config(), *budget);
-            crossover::path().map_or(Ok(0), |path| crossover::recall(&path, &conditions))?
-        }
-        (Method::Fasa { .. }, DenseBelow::Tokens(tokens)) => tokens,
-        (_, DenseBelow::Tokens(_)) => {
-            bail!("`--dense-below` is for `--method fasa`; other methods do the same at every length")
-        }
-        (_, DenseBelow::Measured) => 0,
-    };
-    Ok((method.dense_below(tokens), tokens))
-}
-
-/// Generates and, if asked to, streams the text to stdout. The text ends before the first of `stops`.
-fn write_text(
+/// The prompt as a message, and the reply to it.
+fn converse(
+    args: &Args,
     model: &LanguageModel,
-    ids: &[u32],
     options: &Options,
-    stops: &[String],
+    session: Session,
+    prompt: &str,
     streaming: bool,
 ) -> Result<(String, Outcome)> {
-    let mut cache = model.decoder.new_cache(ids.len() + 1);
-    let mut decoder = model.tokenizer.stream();
-    let bar = terminal::progress("reading", "tokens");
-    let mut text = StopText::new(stops);
-    let mut failure = None;
-    let outcome = model.decoder.generate(ids, &mut cache, options, &mut |event| match event {
-        Event::Prefill(done, total) => {
-            terminal::advance(&bar, done, total);
-            true
-        }
-        Event::Token(token) => match decoder.push(token) {
-            Ok(piece) => {
-                let ready = text.push(&piece);
-                let shown = !streaming || terminal::stream(&ready).is_ok();
-                shown && !text.stopped
-            }
-            Err(error) => {
-                failure = Some(error);
-                false
-            }
-        },
-    });
-    bar.finish_and_clear();
-    if let Some(error) = failure {
-        return Err(error.into());
-    }
-    let outcome = outcome?;
-    let rest = text.finish(&decoder.flush());
-    if streaming {
-        // A closed pipe ends the text, it is no failure of this program.
-        let _ = terminal::stream(&rest).and_then(|()| terminal::stream("\n"));
-    }
-    Ok((text.all, outcome))
+    let mut conversation = args.conversation.begin(model, session)?;
+    let mut stream = Stream::new(model, &args.writing.stop, streaming);
+    let outcome = conversation.ask(prompt, &model.decoder, &model.tokenizer, options, &mut |event| stream.hear(event));
+    let (text, outcome) = stream.finish(outcome)?;
+    conversation.reply(text.as_str());
+    args.session.save_conversation(model, &options.method, &mut conversation)?;
+    Ok((text, outcome))
 }
 
-/// Cuts a streamed text before the first stop text, which may come in pieces.
-pub(super) struct StopText<'a> {
-    stops: &'a [String],
-    /// Everything that was let through.
-    pub all: String,
-    held: String,
-    /// Whether a stop text came.
-    pub stopped: bool,
+/// What follows the prompt; `None` if it was only to be read.
+fn continue_text(
+    args: &Args,
+    model: &LanguageModel,
+    options: &Options,
+    mut sequence: Sequence,
+    prompt: &str,
+    streaming: bool,
+) -> Result<Option<(String, Outcome)>> {
+    let ids = match args.session.load_session {
+        None => model.encode_prompt(prompt)?,
+        // What follows a text is no start of one.
+        Some(_) => [sequence.tokens(), &model.tokenizer.encode(prompt)?].concat(),
+    };
+    let mut stream = Stream::new(model, &args.writing.stop, streaming);
+    let mut listen = |event| stream.hear(event);
+    let written = match options.max_new_tokens {
+        0 if args.session.save_session.is_some() => {
+            model.decoder.read(&mut sequence, &ids, options, &mut listen)?;
+            None
+        }
+        _ => Some(model.decoder.follow(&mut sequence, &ids, options, &mut listen)),
+    };
+    let written = written.map(|outcome| stream.finish(outcome)).transpose()?;
+    sequence.truncate(ids.len());
+    args.session.save(model, &options.method, &mut sequence, &[])?;
+    Ok(written)
 }
 
-impl<'a> StopText<'a> {
-    pub fn new(stops: &'a [String]) -> Self {
-        Self { stops, all: String::new(), held: String::new(), stopped: false }
-    }
-
-    /// Adds a piece; returns what is certain not to be part of a stop text.
-    pub fn push(&mut self, piece: &str) -> String {
-        if self.stopped {
-            return String::new();
-        }
-        self.held.push_str(piece);
-        let first = self.stops.iter().filter(|s| !s.is_empty()).filter_map(|s| self.held.find(s.as_str())).min();
-        if let Some(at) = first {
-            self.stopped = true;
-            self.held.truncate(at);
-            return self.release(at);
-        }
-        // Hold back the longest end of the text that could begin a stop text.
-        let could_begin = |at: &usize| self.stops.iter().any(|s| s.starts_with(&self.held[*at..]));
-        let at = self.held.char_indices().map(|(at, _)| at).find(could_begin).unwrap_or(self.held.len());
-        self.release(at)
-    }
-
-    /// The end of the text: nothing is held back any longer.
-    pub fn finish(&mut self, piece: &str) -> String {
-        let mut ready = self.push(piece);
-        let rest = self.held.len();
-        ready.push_str(&self.release(rest));
-        ready
-    }
-
-    fn release(&mut self, at: usize) -> String {
-        let ready: String = self.held.drain(..at).collect();
-        self.all.push_str(&ready);
-        ready
-    }
-}
-
-fn summary(model: &LanguageModel, method: &Method, outcome: &Outcome) -> String {
+/// How a text was written, in one line.
+pub(super) fn summary(model: &LanguageModel, method: &Method, outcome: &Outcome) -> String {
     let (config, dtype) = (model.decoder.config(), model.decoder.dtype());
     let seen = outcome.prompt_tokens + outcome.tokens.len();
     let speed = outcome.tokens_per_second().map_or_else(String::new, |s| format!(", {s:.0} tokens/s"));
@@ -237,9 +180,13 @@ fn summary(model: &LanguageModel, method: &Method, outcome: &Outcome) -> String 
         },
         _ => String::new(),
     };
+    let held = match outcome.held_tokens {
+        0 => String::new(),
+        held => format!(" behind {} in the cache", report::count(held)),
+    };
     format!(
-        "{} tokens read in {:.1} s, {} written{speed}; last step read {} of {} tokens{short}, {} of {} cache bytes ({dtype})",
-        report::count(outcome.prompt_tokens),
+        "{} tokens read{held} in {:.1} s, {} written{speed}; last step read {} of {} tokens{short}, {} of {} cache bytes ({dtype})",
+        report::count(outcome.prompt_tokens - outcome.held_tokens),
         outcome.prefill.as_secs_f64(),
         outcome.tokens.len(),
         report::count(method.kept(seen)),
@@ -269,7 +216,8 @@ fn read_prompt(args: &Args) -> Result<String> {
     }
 }
 
-fn read_prompt_file(path: &Path) -> Result<String> {
+/// The text of a file that a person names.
+pub(super) fn read_prompt_file(path: &Path) -> Result<String> {
     let size = std::fs::metadata(path)
         .with_context(|| format!("cannot read the prompt `{}`; check the path", path.display()))?
         .len();
@@ -278,27 +226,4 @@ fn read_prompt_file(path: &Path) -> Result<String> {
     }
     std::fs::read_to_string(path)
         .with_context(|| format!("cannot read the prompt `{}`; it must be UTF-8 text", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stop_texts_may_come_in_pieces() {
-        let stops = ["\nQ:".to_owned(), "END".to_owned()];
-        let cases: [(&[&str], &str, bool); 5] = [
-            (&["a", "b\n", "c"], "ab\nc", false),
-            (&["a\n", "Q", ":x"], "a", true),
-            (&["aE", "N", "x"], "aENx", false),
-            (&["xEND", "y"], "x", true),
-            (&["x\n", "Q"], "x\nQ", false),
-        ];
-        for (pieces, want, stopped) in cases {
-            let mut text = StopText::new(&stops);
-            let mut shown: String = pieces.iter().map(|p| text.push(p)).collect();
-            shown += &text.finish("");
-            assert_eq!((shown.as_str(), text.all.as_str(), text.stopped), (want, want, stopped), "{pieces:?}");
-        }
-    }
 }

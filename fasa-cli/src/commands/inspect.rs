@@ -1,6 +1,8 @@
 //! `fasa inspect`: what is in a profile or a model.
 
 use crate::builtin;
+use crate::pictures::heatmap::Heatmap;
+use crate::pictures::{parse_path, terminal};
 use crate::report::{self, Format};
 use crate::settings::DtypeName;
 use anyhow::{Context, Result, bail};
@@ -26,6 +28,10 @@ pub struct Args {
     /// Number format of the cache, for its size
     #[arg(long, value_enum, default_value_t)]
     dtype: DtypeName,
+
+    /// Draws a profile's scores, a panel per layer, into this file, .svg or .png; without a file, on the terminal
+    #[arg(long, value_name = "FILE", num_args = 0..=1, value_parser = parse_path)]
+    heatmap: Option<Option<PathBuf>>,
 
     /// How to print the result
     #[arg(long, value_enum, default_value_t)]
@@ -57,6 +63,9 @@ struct ModelReport {
 /// # Errors
 /// If the path is neither a profile nor a model, or damaged.
 pub fn run(args: &Args) -> Result<()> {
+    if args.heatmap.is_some() && (args.path == Path::new(builtin::NAME) || args.path.is_dir()) {
+        bail!("`--heatmap` draws a profile and `{}` is a model; name its profile", args.path.display());
+    }
     if args.path == Path::new(builtin::NAME) {
         let config = ModelConfig::from_json(builtin::CONFIG, Path::new("nano/config.json"))?;
         return model(args, &config, &Checkpoint::from_bytes("nano/model.safetensors", builtin::WEIGHTS)?);
@@ -67,7 +76,11 @@ pub fn run(args: &Args) -> Result<()> {
     let bytes = std::fs::read(&args.path)
         .with_context(|| format!("cannot read `{}`; give a profile or a model's folder", args.path.display()))?;
     let view = ProfileView::parse(&bytes).with_context(|| format!("`{}`", args.path.display()))?;
-    profile(args, &view, bytes.len())
+    match &args.heatmap {
+        None => profile(args, &view, bytes.len()),
+        Some(Some(file)) => Heatmap::of(&view).draw(2).save(file),
+        Some(None) => report::text(terminal::heatmap(&Heatmap::of(&view), console::colors_enabled()).trim_end()),
+    }
 }
 
 fn model(args: &Args, config: &ModelConfig, checkpoint: &Checkpoint) -> Result<()> {

@@ -25,6 +25,8 @@ use std::sync::Arc;
 pub struct Contender {
     /// What reports call it.
     pub label: String,
+    /// The same without the number of chunks, if it has chunks.
+    pub family: Option<String>,
     /// Checksum of its profile, if it has one.
     pub profile: Option<String>,
     name: Name,
@@ -42,12 +44,13 @@ impl Contender {
     /// If there is none, or it does not fit the settings.
     pub fn new(spec: &Spec, args: &FasaArgs, profiles: &mut Profiles<'_>) -> Result<Self> {
         let (settings, label) = (spec.settings(args)?, spec.label(args)?);
-        let mut this = Self { label, profile: None, name: spec.name, settings, plan: None };
+        let mut this = Self { label, family: None, profile: None, name: spec.name, settings, plan: None };
         if let Some(preset) = spec.name.preset() {
             let bytes = profiles.find(&this.settings, preset).with_context(|| format!("method {}", this.label))?;
             let plan = OwnedPlan::new(&ProfileView::parse(&bytes)?, this.settings.config)
                 .with_context(|| format!("method {}: use at most half the head dimension", this.label))?;
             this.profile = Some(name_of(&bytes)?);
+            this.family = Some(spec.family(args)?);
             this.plan = Some(Arc::new(plan));
         }
         Ok(this)

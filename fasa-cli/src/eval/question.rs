@@ -1,9 +1,10 @@
 //! One question, put to every method over one prefill.
 
+use super::agreement::{self, LayerAgreement};
 use super::contender::Contender;
 use super::record::Cell;
 use crate::model::LanguageModel;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use fasa_burn::cache::KvCache;
 use fasa_burn::generate::Cancel;
 use fasa_burn::method::Method;
@@ -39,27 +40,44 @@ pub enum Then {
         /// The tokens.
         tokens: Vec<u32>,
     },
-    /// The model writes.
-    Written {
-        /// At most this many tokens.
-        max_new_tokens: usize,
-        /// Texts that end the answer.
-        stops: Vec<String>,
-        /// Answers to each question.
-        samples: usize,
-        /// How tokens are drawn; the seed differs from sample to sample.
-        sampling: Sampling,
-        /// The score of an answer, 0 to 1.
-        grade: Box<dyn Fn(&str) -> f64 + Send + Sync>,
+    /// These tokens are given; what every layer chooses is compared with what it would attend to.
+    Studied {
+        /// The tokens.
+        tokens: Vec<u32>,
+        /// Steps that count, as places in `tokens`.
+        judged: Range<usize>,
     },
+    /// The model writes.
+    Written(Writing),
 }
+
+/// How an answer is written and scored.
+pub struct Writing {
+    /// At most this many tokens.
+    pub max_new_tokens: usize,
+    /// Texts that end the answer.
+    pub stops: Vec<String>,
+    /// Tokens that end the answer, beside the model's own.
+    pub stop_ids: Vec<u32>,
+    /// Tokens that an answer does not begin with.
+    pub not_first: Vec<u32>,
+    /// Answers to each question.
+    pub samples: usize,
+    /// How tokens are drawn; the seed differs from sample to sample.
+    pub sampling: Sampling,
+    /// The score of an answer, 0 to 1.
+    pub grade: Grade,
+}
+
+/// Scores a text, 0 to 1.
+pub type Grade = Box<dyn Fn(&str) -> Result<f64> + Send + Sync>;
 
 impl Then {
     /// Tokens that may follow the prefill.
     fn room(&self) -> usize {
         match self {
-            Then::Given { tokens, .. } | Then::Likelihood { tokens } => tokens.len(),
-            Then::Written { max_new_tokens, .. } => *max_new_tokens,
+            Then::Given { tokens, .. } | Then::Likelihood { tokens } | Then::Studied { tokens, .. } => tokens.len(),
+            Then::Written(writing) => writing.max_new_tokens,
         }
     }
 }
@@ -80,6 +98,7 @@ pub fn put(
     let prompt = &question.prefill;
     let room = prompt.len() + question.then.room();
     let mut cache = decoder.new_cache(room);
+    cache.expect(room);
     let window = wanted.iter().map(|(c, _)| contenders[*c].window()).max().unwrap_or(0);
     let (first, trace) = prefill(model, prompt, window, &mut cache, cancel)?;
     let mut cells = Vec::new();
@@ -93,6 +112,14 @@ pub fn put(
             anyhow::ensure!(!cancel.is_cancelled(), "stopped");
             let budget = budgets[b];
             let method = maker(budget).with_context(|| format!("method {}", contender.label))?;
+            if let Then::Studied { tokens, judged } = &question.then {
+                cache.truncate(prompt.len());
+                let study = agreement::Study { tokens, judged: judged.clone(), contender, cancel };
+                let outcome = study.run(decoder, &method, &mut cache)?;
+                let bytes = contender.bytes_per_step(decoder, budget, prompt.len() + tokens.len(), None);
+                cells.push(Cell::new(contender, budget, outcome, bytes));
+                continue;
+            }
             let recorder = contender.varies().then(Recorder::default);
             let mut run = Run { model, method: &method, cache: &mut cache, recorder: recorder.clone(), steps: 0 };
             let outcome = run.outcome(question, &first, cancel, &|| maker(budget))?;
@@ -145,6 +172,8 @@ pub struct Outcome {
     pub tokens: usize,
     /// What was written.
     pub texts: Vec<String>,
+    /// How choices agree with true attention, per sparse layer.
+    pub layers: Vec<LayerAgreement>,
 }
 
 /// One method on one question.
@@ -176,20 +205,19 @@ impl Run<'_> {
         match &question.then {
             Then::Given { tokens, answers } => self.given(tokens, answers, first),
             Then::Likelihood { tokens } => self.likelihood(tokens, cancel),
-            Then::Written { max_new_tokens, stops, samples, sampling, grade } => {
+            Then::Studied { .. } => bail!("a study runs by itself"),
+            Then::Written(writing) => {
                 let mut outcome = Outcome::default();
-                for sample in 0..*samples {
+                for sample in 0..writing.samples {
                     self.cache.truncate(prompt);
                     // A policy may remember what it dropped: every sample starts from the prompt.
                     let method = if sample == 0 { self.method.clone() } else { fresh()? };
-                    let sampling = Sampling { seed: sampling.seed.wrapping_add(sample as u64), ..sampling.clone() };
-                    let (text, tokens) =
-                        self.written(&question.prefill, *max_new_tokens, stops, &sampling, first, &method, cancel)?;
-                    outcome.score += grade(&text) / *samples as f64;
+                    let (text, tokens) = self.written(&question.prefill, writing, sample, first, &method, cancel)?;
+                    outcome.score += (writing.grade)(&text)? / writing.samples as f64;
                     outcome.tokens += tokens;
                     outcome.texts.push(text);
                 }
-                outcome.tokens = outcome.tokens.div_ceil((*samples).max(1));
+                outcome.tokens = outcome.tokens.div_ceil(writing.samples.max(1));
                 Ok(outcome)
             }
         }
@@ -212,7 +240,7 @@ impl Run<'_> {
             next = most_likely(&self.step(*token, &method)?);
         }
         let score = right.iter().filter(|r| **r).count() as f64 / right.len().max(1) as f64;
-        Ok(Outcome { score, tokens: tokens.len(), texts: Vec::new() })
+        Ok(Outcome { score, tokens: tokens.len(), ..Outcome::default() })
     }
 
     fn likelihood(&mut self, tokens: &[u32], cancel: &Cancel) -> Result<Outcome> {
@@ -223,36 +251,39 @@ impl Run<'_> {
             sum += surprise(&self.step(pair[0], &method)?, pair[1]);
         }
         let count = tokens.len().saturating_sub(1);
-        Ok(Outcome { score: sum / count.max(1) as f64, tokens: count, texts: Vec::new() })
+        Ok(Outcome { score: sum / count.max(1) as f64, tokens: count, ..Outcome::default() })
     }
 
-    #[allow(clippy::too_many_arguments)] // what generation is made of
     fn written(
         &mut self,
         prompt: &[u32],
-        max_new_tokens: usize,
-        stops: &[String],
-        sampling: &Sampling,
+        writing: &Writing,
+        sample: usize,
         first: &[f32],
         method: &Method,
         cancel: &Cancel,
     ) -> Result<(String, usize)> {
-        let mut sampler = Sampler::new(sampling)?;
+        let seed = writing.sampling.seed.wrapping_add(sample as u64);
+        let mut sampler = Sampler::new(&Sampling { seed, ..writing.sampling.clone() })?;
         let (mut logits, mut history, mut text) = (first.to_vec(), prompt.to_vec(), String::new());
+        for token in &writing.not_first {
+            logits[*token as usize] = f32::NEG_INFINITY;
+        }
         let config = self.model.decoder.config();
-        for _ in 0..max_new_tokens {
+        for _ in 0..writing.max_new_tokens {
             anyhow::ensure!(!cancel.is_cancelled(), "stopped");
             let token = sampler.next(&mut logits, &history);
-            if config.eos_token_ids.contains(&token) {
+            if config.eos_token_ids.contains(&token) || writing.stop_ids.contains(&token) {
                 break;
             }
             history.push(token);
             text = self.model.tokenizer.decode(&history[prompt.len()..])?;
-            if let Some(at) = stops.iter().filter_map(|stop| text.find(stop.as_str())).min() {
+            if let Some(at) = writing.stops.iter().filter_map(|stop| text.find(stop.as_str())).min() {
                 text.truncate(at);
                 break;
             }
-            if history.len() - prompt.len() == max_new_tokens || self.cache.len() >= config.max_position_embeddings {
+            let written = history.len() - prompt.len();
+            if written == writing.max_new_tokens || self.cache.len() >= config.max_position_embeddings {
                 break;
             }
             logits = self.step(token, method)?;

@@ -1,5 +1,6 @@
 //! Results in a file of JSON lines. A run appends, and a later one with the same settings goes on where it ended.
 
+use super::agreement::LayerAgreement;
 use super::contender::Contender;
 use super::question::Outcome;
 use anyhow::{Context, Result, ensure};
@@ -61,6 +62,9 @@ pub struct Cell {
     /// Checksum of its profile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
+    /// Chunks of its sketches, and the method's name without their number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunks: Option<(usize, String)>,
     /// Tokens, or a share such as `3%`; empty for dense attention.
     pub budget: String,
     /// 0 to 1, or a mean negative log-likelihood.
@@ -72,6 +76,9 @@ pub struct Cell {
     /// What was written.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub texts: Vec<String>,
+    /// How choices agree with true attention, per sparse layer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<LayerAgreement>,
 }
 
 impl Cell {
@@ -82,11 +89,13 @@ impl Cell {
             index: 0,
             method: contender.label.clone(),
             profile: contender.profile.clone(),
+            chunks: contender.plan().zip(contender.family.clone()).map(|(plan, family)| (plan.view().chunks(), family)),
             budget: if contender.is_dense() { String::new() } else { budget_name(budget) },
             score: outcome.score,
             answer_tokens: outcome.tokens,
             bytes_per_step,
             texts: outcome.texts,
+            layers: outcome.layers,
         }
     }
 }
@@ -120,13 +129,13 @@ pub fn budget_name(budget: Budget) -> String {
 impl Setting {
     /// A name that is the same for the same setting.
     pub fn id(&self) -> String {
-        let text = serde_json::to_string(self).unwrap_or_default();
-        // FNV-1a: the standard library promises no hash that stays the same.
-        let hash = text
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-        format!("{hash:016x}")
+        format!("{:016x}", hash(&serde_json::to_string(self).unwrap_or_default()))
     }
+}
+
+/// FNV-1a: the standard library promises no hash that stays the same.
+pub(super) fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[derive(Serialize, Deserialize)]
@@ -242,11 +251,13 @@ mod tests {
             index,
             method: "dense".into(),
             profile: None,
+            chunks: None,
             budget: "64".into(),
             score,
             answer_tokens: 6,
             bytes_per_step: 10,
             texts: Vec::new(),
+            layers: Vec::new(),
         }
     }
 

@@ -275,11 +275,24 @@ impl Spec {
     /// # Errors
     /// As [`settings`](Self::settings).
     pub fn label(&self, args: &FasaArgs) -> Result<String> {
-        let settings = self.settings(args)?;
+        self.named(&self.settings(args)?)
+    }
+
+    /// The same whatever the number of chunks: methods of one family differ in nothing else.
+    ///
+    /// # Errors
+    /// As [`settings`](Self::settings).
+    pub fn family(&self, args: &FasaArgs) -> Result<String> {
+        let mut settings = self.settings(args)?;
+        settings.config.chunks = self.name.preset().unwrap_or_default().config().chunks;
+        self.named(&settings)
+    }
+
+    fn named(&self, settings: &Settings) -> Result<String> {
         let mut plain = Spec { name: self.name, options: Vec::new() }.settings(&FasaArgs::default())?;
         plain.profile = settings.profile.clone();
         let mut out = String::new();
-        for (name, value) in differences(&settings, &plain, self.name.preset().is_some()) {
+        for (name, value) in differences(settings, &plain, self.name.preset().is_some()) {
             write!(out, ", {name} {value}")?;
         }
         if let Some(path) = &settings.profile {
@@ -360,6 +373,8 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Spec>().unwrap().label(&FasaArgs::default()).unwrap(), label, "{text}");
         }
+        let family = |text: &str| text.parse::<Spec>().unwrap().family(&FasaArgs::default()).unwrap();
+        assert_eq!(family("default:chunks=8:criterion=agreement"), family("default:criterion=agreement:chunks=4"));
         let args = FasaArgs { chunks: Some(4), ..FasaArgs::default() };
         assert_eq!("default".parse::<Spec>().unwrap().label(&args).unwrap(), "fasa (default, chunks 4)");
         assert_eq!(

@@ -1,5 +1,6 @@
 //! Scores per setting, task, method and budget.
 
+use super::agreement::LayerAgreement;
 use super::record::{Cell, Header, Results};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -13,6 +14,12 @@ pub struct Summary {
     pub task: String,
     /// The method.
     pub method: String,
+    /// Checksum of its profile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// Chunks of its sketches, and the method's name without their number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunks: Option<(usize, String)>,
     /// The budget; empty for dense attention.
     pub budget: String,
     /// Questions.
@@ -29,8 +36,13 @@ pub struct Summary {
     pub cache_bytes_per_step: u64,
     /// Tokens of an answer, on average.
     pub answer_tokens: f64,
+    /// Whether answers were written, not given.
+    pub is_written: bool,
     /// Scores by question.
     pub outcomes: Vec<f64>,
+    /// How choices agree with true attention, per sparse layer, averaged over questions.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<LayerAgreement>,
 }
 
 /// Whether a task's scores are likelihoods.
@@ -38,11 +50,38 @@ pub fn is_likelihood(task: &str) -> bool {
     task == "ppl"
 }
 
+/// Whether a task's scores are shares of attention.
+pub fn is_agreement(task: &str) -> bool {
+    task.starts_with("agreement/")
+}
+
+/// Means of the same layer.
+fn layers(cells: &[&Cell]) -> Vec<LayerAgreement> {
+    let mut by_layer: BTreeMap<usize, Vec<&LayerAgreement>> = BTreeMap::new();
+    for layer in cells.iter().flat_map(|cell| &cell.layers) {
+        by_layer.entry(layer.layer).or_default().push(layer);
+    }
+    let means = by_layer.into_iter().map(|(layer, all)| {
+        let mean = |of: fn(&LayerAgreement) -> Option<f64>| {
+            all.iter().map(|l| of(l)).sum::<Option<f64>>().map(|sum| sum / all.len() as f64)
+        };
+        LayerAgreement {
+            layer,
+            tokens: mean(|l| Some(l.tokens)).unwrap_or_default(),
+            mass: mean(|l| Some(l.mass)).unwrap_or_default(),
+            single: mean(|l| l.single),
+            compound: mean(|l| l.compound),
+        }
+    });
+    means.collect()
+}
+
 /// Tasks in the order of their first cell in `order`, methods and budgets likewise; `order` maps names to places.
 pub fn summarize(results: &Results, keep: impl Fn(&Cell) -> bool) -> Vec<Summary> {
-    let mut groups: BTreeMap<(String, String, String, String), Vec<&Cell>> = BTreeMap::new();
+    let mut groups: BTreeMap<(String, String, String, Option<String>, String), Vec<&Cell>> = BTreeMap::new();
     for cell in results.cells.values().filter(|cell| keep(cell)) {
-        let key = (cell.setting.clone(), cell.task.clone(), cell.method.clone(), cell.budget.clone());
+        let (method, profile) = (cell.method.clone(), cell.profile.clone());
+        let key = (cell.setting.clone(), cell.task.clone(), method, profile, cell.budget.clone());
         groups.entry(key).or_default().push(cell);
     }
     let dense: BTreeMap<(&str, &str, u64), bool> = results
@@ -51,7 +90,7 @@ pub fn summarize(results: &Results, keep: impl Fn(&Cell) -> bool) -> Vec<Summary
         .filter(|cell| cell.method == "dense")
         .map(|cell| ((cell.setting.as_str(), cell.task.as_str(), cell.index), cell.score >= 1.0))
         .collect();
-    let all = groups.into_iter().map(|((setting, task, method, budget), mut cells)| {
+    let all = groups.into_iter().map(|((setting, task, method, profile, budget), mut cells)| {
         cells.sort_by_key(|cell| cell.index);
         let n = cells.len();
         let outcomes: Vec<f64> = cells.iter().map(|cell| cell.score).collect();
@@ -71,10 +110,14 @@ pub fn summarize(results: &Results, keep: impl Fn(&Cell) -> bool) -> Vec<Summary
             standard_error,
             cache_bytes_per_step: cells.iter().map(|c| c.bytes_per_step).sum::<u64>() / n as u64,
             answer_tokens: cells.iter().map(|c| c.answer_tokens as f64).sum::<f64>() / n as f64,
+            is_written: cells.iter().any(|c| !c.texts.is_empty()),
+            layers: layers(&cells),
+            chunks: cells.first().and_then(|c| c.chunks.clone()),
             outcomes,
             setting,
             task,
             method,
+            profile,
             budget,
         }
     });
@@ -111,11 +154,13 @@ mod tests {
             index,
             method: method.into(),
             profile: None,
+            chunks: None,
             budget: if method == "dense" { String::new() } else { "64".into() },
             score,
             answer_tokens: 2,
             bytes_per_step: 100 + index,
             texts: Vec::new(),
+            layers: Vec::new(),
         }
     }
 

@@ -6,9 +6,10 @@ use super::depth::Depth;
 use super::haystack::{Filler, Haystack};
 use super::kv::Lines;
 use super::layout::{Frame, LaidOut, lay_out};
+use super::multikey::Needles;
 use super::rng::Draws;
 use super::words::Words;
-use super::{Task, chain, kv, needle, recall};
+use super::{Task, chain, kv, multikey, multivalue, needle, recall, tracking};
 
 /// A question, and the statements in the context that answer it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,17 +47,28 @@ pub(crate) struct Episode<'a> {
 impl<'a> Episode<'a> {
     pub(crate) fn draw(mut draws: Draws, task: Task, questions: usize, haystack: Haystack<'a>) -> Result<Self> {
         let words = Words::built_in()?;
-        let (facts, filler) = if task == Task::Kv {
-            let mut lines = Lines::new();
-            let facts = kv::facts(&mut draws, &mut lines, questions);
-            (facts, Filler::Lines(lines))
-        } else {
-            let facts = match task {
-                Task::Needle => needle::facts(&mut draws, &words, questions),
-                Task::Chain => chain::facts(&mut draws, &words, questions),
-                Task::Recall | Task::Kv => recall::facts(&mut draws, &words, questions),
-            };
-            (facts, Filler::prose(haystack, words, &mut draws)?)
+        let (facts, filler) = match task {
+            Task::Kv => {
+                let mut lines = Lines::new();
+                let facts = kv::facts(&mut draws, &mut lines, questions);
+                (facts, Filler::Lines(lines))
+            }
+            Task::Multikey => {
+                let mut needles = Needles::new(words);
+                let facts = multikey::facts(&mut draws, &mut needles, questions);
+                (facts, Filler::Needles(needles))
+            }
+            in_prose => {
+                let draw = match in_prose {
+                    Task::Needle => needle::facts,
+                    Task::Chain => chain::facts,
+                    Task::Multivalue => multivalue::facts,
+                    Task::Tracking => tracking::facts,
+                    Task::Recall | Task::Kv | Task::Multikey => recall::facts,
+                };
+                let facts = draw(&mut draws, &words, questions);
+                (facts, Filler::prose(haystack, words, &mut draws)?)
+            }
         };
         Ok(Self { draws, facts, filler })
     }

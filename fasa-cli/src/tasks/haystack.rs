@@ -3,10 +3,11 @@
 use anyhow::{Result, ensure};
 
 use super::kv::Lines;
+use super::multikey::Needles;
 use super::rng::Draws;
 use super::words::Words;
 
-/// The prose that facts are hidden in. `kv` has none: all its lines are facts.
+/// The prose that facts are hidden in. `kv` and `multikey` have none: all they hold is facts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Haystack<'a> {
     /// Sentences from the built-in templates.
@@ -22,6 +23,7 @@ pub(super) enum Filler<'a> {
     Templates(Words<'static>),
     Sentences { all: Vec<Vec<&'a str>>, next: usize },
     Lines(Lines),
+    Needles(Needles),
 }
 
 impl<'a> Filler<'a> {
@@ -47,13 +49,14 @@ impl<'a> Filler<'a> {
                 Some(sentence)
             }
             Self::Lines(lines) => lines.next(draws),
+            Self::Needles(needles) => needles.next(draws),
         }
     }
 
     /// What stands between two pieces of a context.
     pub(super) fn separator(&self) -> &'static str {
         match self {
-            Self::Templates(_) | Self::Sentences { .. } => " ",
+            Self::Templates(_) | Self::Sentences { .. } | Self::Needles(_) => " ",
             Self::Lines(_) => "\n",
         }
     }

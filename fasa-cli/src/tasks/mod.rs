@@ -25,9 +25,12 @@ mod episode;
 mod haystack;
 mod kv;
 mod layout;
+mod multikey;
+mod multivalue;
 mod needle;
 mod recall;
 mod rng;
+mod tracking;
 mod words;
 
 use std::fmt;
@@ -57,11 +60,21 @@ pub enum Task {
     Chain,
     /// Who keeps what where, one place asked for.
     Recall,
+    /// Secret codes and nothing else, one asked for.
+    Multikey,
+    /// One name with several secret codes, all asked for.
+    Multivalue,
+    /// Variables that copy each other, all that hold a value asked for.
+    Tracking,
 }
 
 impl Task {
     /// All tasks, in the order in which they are reported.
-    pub const ALL: [Self; 4] = [Self::Needle, Self::Kv, Self::Chain, Self::Recall];
+    pub const ALL: [Self; 7] =
+        [Self::Needle, Self::Kv, Self::Chain, Self::Recall, Self::Multikey, Self::Multivalue, Self::Tracking];
+
+    /// Those that the shipped models were trained on, and chunks are calibrated on. The others are worded after RULER.
+    pub const SIMPLE: [Self; 4] = [Self::Needle, Self::Kv, Self::Chain, Self::Recall];
 
     /// The name in commands and reports.
     pub const fn name(self) -> &'static str {
@@ -70,6 +83,9 @@ impl Task {
             Self::Kv => "kv",
             Self::Chain => "chain",
             Self::Recall => "recall",
+            Self::Multikey => "multikey",
+            Self::Multivalue => "multivalue",
+            Self::Tracking => "tracking",
         }
     }
 }

@@ -41,7 +41,7 @@ impl Draws {
     pub(crate) fn new(purpose: Purpose, task: Task, seed: u64, index: u64) -> Self {
         let mut key = [0; 32];
         key[..8].copy_from_slice(purpose.tag());
-        // Task names are shorter than the eight bytes set aside for them; the rest stays zero.
+        // Task names differ in the eight bytes set aside for them; the rest of shorter ones stays zero.
         for (byte, &letter) in key[8..16].iter_mut().zip(task.name().as_bytes()) {
             *byte = letter;
         }

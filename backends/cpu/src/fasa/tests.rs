@@ -135,6 +135,43 @@ fn scope() -> impl Strategy<Value = Scope> {
     prop_oneof![Just(Scope::KvHead), Just(Scope::QueryHead)]
 }
 
+/// [`fasa_decode`] attends to the tokens it selects, and selects those of the policy in the core.
+fn assert_as_in_the_core(layer: &Layer, config: FasaConfig, budget: usize) -> Result<(), TestCaseError> {
+    let (kv_heads, group, len) = (layer.kv_heads, layer.group, layer.len);
+    let owned = OwnedPlan::new(&layer.profile.view().expect("valid"), config).expect("fits");
+    let plan = owned.view();
+    let (codes, scales) = layer.sketch(&plan);
+    let sketch =
+        LayerSketch::new(&codes, &scales, config.precision, plan.chunks(), plan.rows(), layer.capacity).expect("fits");
+    let mut out = vec![f32::NAN; layer.queries.len()];
+    let selected = fasa_decode(0, &layer.queries, &layer.cache(), &sketch, &plan, budget, &mut out).expect("shapes");
+    let lists: Vec<&[u32]> = selected.lists().collect();
+    prop_assert!(lists.iter().all(|l| l.len() == budget.min(len)));
+
+    // The attention is that of the selected rows.
+    let heads = kv_heads * group;
+    let set = |head: usize| lists[head * lists.len() / heads];
+    assert_near(&out, &layer.naive(|head| Some(set(head).to_vec())), 1e-5);
+
+    // The selected rows are those of the reference, but for one at the end of a list whose score rounding cannot tell
+    // from that of the next: the kernels sum in another order.
+    let mut policy = Ranked::new("fasa", Fasa::new(plan), config.guarantees);
+    let mut reference_out = vec![0.0; out.len()];
+    let reference =
+        policy_decode(0, &layer.queries, &layer.cache(), Some(&sketch), &mut policy, budget, &mut reference_out)
+            .expect("shapes");
+    if budget >= len {
+        return Ok(()); // everything, in one list for all heads
+    }
+    prop_assert_eq!(reference.lists().len(), lists.len());
+    for (mine, theirs) in lists.iter().zip(reference.lists()) {
+        prop_assert_eq!(mine.len(), theirs.len());
+        let differing = mine.iter().filter(|p| !theirs.contains(p)).count();
+        prop_assert!(differing <= 1, "{mine:?} {theirs:?}");
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
@@ -161,34 +198,7 @@ proptest! {
             precision: Precision::ALL[pick], chunks: ChunkCount::Share(share), chunk_scope, token_scope,
             guarantees: Guarantees { sinks, recent }, dense_layers: 0, ..FasaConfig::DEFAULT
         };
-        let owned = OwnedPlan::new(&layer.profile.view().expect("valid"), config).expect("fits");
-        let plan = owned.view();
-        let (codes, scales) = layer.sketch(&plan);
-        let sketch = LayerSketch::new(&codes, &scales, config.precision, plan.chunks(), plan.rows(), layer.capacity).expect("fits");
-        let mut out = vec![f32::NAN; layer.queries.len()];
-        let selected = fasa_decode(0, &layer.queries, &layer.cache(), &sketch, &plan, budget, &mut out).expect("shapes");
-        let lists: Vec<&[u32]> = selected.lists().collect();
-        prop_assert!(lists.iter().all(|l| l.len() == budget.min(len)));
-
-        // The attention is that of the selected rows.
-        let heads = kv_heads * group;
-        let set = |head: usize| lists[head * lists.len() / heads];
-        assert_near(&out, &layer.naive(|head| Some(set(head).to_vec())), 1e-5);
-
-        // The selected rows are those of the reference, but for one at the end of a list whose score rounding cannot tell
-        // from that of the next: the kernels sum in another order.
-        let mut policy = Ranked::new("fasa", Fasa::new(plan), config.guarantees);
-        let mut reference_out = vec![0.0; out.len()];
-        let reference = policy_decode(0, &layer.queries, &layer.cache(), Some(&sketch), &mut policy, budget, &mut reference_out).expect("shapes");
-        if budget >= len {
-            return Ok(()); // everything, in one list for all heads
-        }
-        prop_assert_eq!(reference.lists().len(), lists.len());
-        for (mine, theirs) in lists.iter().zip(reference.lists()) {
-            prop_assert_eq!(mine.len(), theirs.len());
-            let differing = mine.iter().filter(|p| !theirs.contains(p)).count();
-            prop_assert!(differing <= 1, "{mine:?} {theirs:?}");
-        }
+        assert_as_in_the_core(&layer, config, budget)?;
     }
 
     #[test]
@@ -221,6 +231,50 @@ proptest! {
         let mine = policy_decode(0, &layer.queries, &layer.cache(), Some(&sketch), &mut fasa, budget, &mut out).expect("shapes");
         let theirs = policy_decode(0, &layer.queries, &layer.cache(), None, &mut oracle, budget, &mut out).expect("shapes");
         prop_assert_eq!(mine, theirs);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn long_contexts_are_looked_at_twice(
+        kv_heads in 1usize..3, group in prop::sample::select(vec![1usize, 3, 4, 8]), half in prop::sample::select(vec![7usize, 16, 32, 64]),
+        len in 600usize..10_000, pick in 0usize..4, chunk_scope in scope(), token_scope in scope(), budget in 1usize..40,
+        sinks in 0u32..40, recent in 0u32..40, threads in 1usize..6, seed in any::<u32>(),
+    ) {
+        let layer = Layer::random(kv_heads, group, 2 * half, len, chunk_scope, seed.into());
+        let config = FasaConfig {
+            precision: Precision::ALL[pick], chunks: ChunkCount::Share(2), chunk_scope, token_scope,
+            guarantees: Guarantees { sinks, recent }, dense_layers: 0, ..FasaConfig::DEFAULT
+        };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        pool.install(|| assert_as_in_the_core(&layer, config, budget))?;
+    }
+}
+
+#[test]
+fn scores_that_are_no_numbers_are_chosen_last() {
+    let mut layer = Layer::random(1, 2, 32, 20_000, Scope::KvHead, 7);
+    // Rows that overflow in the sketch's score: everything but a few tokens.
+    for t in (0..20_000).filter(|t| t % 100 != 7) {
+        layer.keys[t * 32..(t + 1) * 32].fill(f32::NAN);
+    }
+    for token_scope in [Scope::KvHead, Scope::QueryHead] {
+        let config = FasaConfig { precision: Precision::F32, token_scope, dense_layers: 0, ..FasaConfig::DEFAULT };
+        let owned = OwnedPlan::new(&layer.profile.view().expect("valid"), config).expect("fits");
+        let (codes, scales) = layer.sketch(&owned.view());
+        let sketch = LayerSketch::new(&codes, &scales, config.precision, owned.view().chunks(), 1, layer.capacity)
+            .expect("fits");
+        let mut out = vec![0.0; layer.queries.len()];
+        let selected =
+            fasa_decode(0, &layer.queries, &layer.cache(), &sketch, &owned.view(), 40, &mut out).expect("shapes");
+        for list in selected.lists() {
+            assert!(list.windows(2).all(|w| w[0] < w[1]));
+            let forced = list.iter().filter(|p| **p < 4 || **p >= 19_984).count();
+            assert_eq!((list.len(), forced), (40, 20));
+            assert!(list[4..24].iter().all(|p| p % 100 == 7), "{list:?}");
+        }
     }
 }
 

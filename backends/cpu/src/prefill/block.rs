@@ -7,7 +7,7 @@
 use super::step::{KEYS, Step};
 use super::tile::{self, Mask, TILE, Vector};
 use crate::isa::{Isa, dispatch};
-use crate::layer::Head;
+use crate::layer::{Head, LayerCache};
 use crate::simd::{Element, LANES, Simd};
 
 /// Queries of one KV head, token by token.
@@ -59,18 +59,31 @@ impl Scratch {
     }
 }
 
+/// Rows of the cache that a block may read, and how.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    /// The row of the block's first token.
+    first: usize,
+    /// Rows that a token attends to at most.
+    window: usize,
+    /// What scores are capped at; 0 for not at all.
+    softcap: f32,
+}
+
 /// Attention of a block whose first token is row `first` of the cache; `out` holds `[group, dim]` for each of its tokens.
 pub(super) fn attend(
     isa: Isa,
     queries: Queries<'_>,
-    head: Head<'_>,
+    cache: &LayerCache<'_>,
+    kv_head: usize,
     first: usize,
     out: &mut [&mut [f32]],
     scratch: &mut Scratch,
 ) {
-    match head {
-        Head::F32 { keys, values } => attend_rows(isa, queries, keys, values, first, out, scratch),
-        Head::F16 { keys, values } => attend_rows(isa, queries, keys, values, first, out, scratch),
+    let span = Span { first, window: cache.window(), softcap: cache.softcap() };
+    match cache.head(kv_head) {
+        Head::F32 { keys, values } => attend_rows(isa, queries, keys, values, span, out, scratch),
+        Head::F16 { keys, values } => attend_rows(isa, queries, keys, values, span, out, scratch),
     }
 }
 
@@ -79,12 +92,12 @@ fn attend_rows<E: Element>(
     queries: Queries<'_>,
     keys: &[E],
     values: &[E],
-    first: usize,
+    span: Span,
     out: &mut [&mut [f32]],
     scratch: &mut Scratch,
 ) {
     dispatch!(@for isa, [E: Element] (
-        queries: Queries<'_>, keys: &[E], values: &[E], first: usize, out: &mut [&mut [f32]], scratch: &mut Scratch
+        queries: Queries<'_>, keys: &[E], values: &[E], span: Span, out: &mut [&mut [f32]], scratch: &mut Scratch
     ) [] attend_kernel)
 }
 
@@ -94,18 +107,18 @@ fn attend_kernel<S: Simd, E: Element>(
     queries: Queries<'_>,
     keys: &[E],
     values: &[E],
-    first: usize,
+    span: Span,
     out: &mut [&mut [f32]],
     scratch: &mut Scratch,
 ) {
     // Sixteen accumulators where a vector is one register; elsewhere few vectors fill all registers there are.
-    let wide = S::WIDE && cfg!(target_arch = "x86_64");
+    let wide = S::WIDE;
     if wide && out.len() * queries.group > LANES {
-        attend_panels::<S, E, 2, 8>(simd, queries, keys, values, first, out, scratch);
+        attend_panels::<S, E, 2, 8>(simd, queries, keys, values, span, out, scratch);
     } else if wide {
-        attend_panels::<S, E, 1, 8>(simd, queries, keys, values, first, out, scratch);
+        attend_panels::<S, E, 1, 8>(simd, queries, keys, values, span, out, scratch);
     } else {
-        attend_panels::<S, E, 1, 4>(simd, queries, keys, values, first, out, scratch);
+        attend_panels::<S, E, 1, 4>(simd, queries, keys, values, span, out, scratch);
     }
 }
 
@@ -116,7 +129,7 @@ fn attend_panels<S: Simd, E: Element, const V: usize, const R: usize>(
     queries: Queries<'_>,
     keys: &[E],
     values: &[E],
-    first: usize,
+    span: Span,
     out: &mut [&mut [f32]],
     scratch: &mut Scratch,
 ) {
@@ -125,15 +138,19 @@ fn attend_panels<S: Simd, E: Element, const V: usize, const R: usize>(
     let panels = rows.div_ceil(per_panel);
     scratch.begin(queries, rows, V);
     let padded = dim.next_multiple_of(TILE);
+    let Span { first, window, softcap } = span;
     let end = first + out.len();
-    for start in (0..end).step_by(KEYS) {
+    // The first token's window begins here, and no other's before it. From a whole step on, so that the steps of all blocks
+    // are the same ones.
+    let begin = (first + 1).saturating_sub(window) / KEYS * KEYS;
+    for start in (begin..end).step_by(KEYS) {
         let count = KEYS.min(end - start);
         scratch.step.load(simd, &keys[start * dim..][..count * dim], &values[start * dim..][..count * dim], dim);
         for p in 0..panels {
             let (first_row, last_row) = (p * per_panel, ((p + 1) * per_panel).min(rows) - 1);
             // What the panel's first and last query attend to ends before these rows.
             let (first_end, last_end) = (first + first_row / group + 1, first + last_row / group + 1);
-            if last_end <= start {
+            if last_end <= start || start + count <= first_end.saturating_sub(window) {
                 continue;
             }
             let count = count.min(last_end - start);
@@ -143,12 +160,14 @@ fn attend_panels<S: Simd, E: Element, const V: usize, const R: usize>(
             let (max, total) = (&mut scratch.max.as_chunks_mut().0[p], &mut scratch.total.as_chunks_mut().0[p]);
             // The step's first row is for the block's tokens from `start - first` on.
             let tokens = tile::load(simd, &scratch.tokens.as_chunks().0[p]);
-            let mask: Mask<_, V> = Mask { tokens, from: (start as isize - first as isize) as f32 };
+            let from = (start as isize - first as isize) as f32;
+            let until = if window >= end { f32::INFINITY } else { from + window as f32 };
+            let mask: Mask<_, V> = Mask { tokens, from, until };
             let step = &scratch.step;
-            let hides = first_end < start + count;
+            let hides = first_end < start + count || last_end.saturating_sub(window) > start;
             let largest = match hides {
-                true => tile::scores::<S, V, R, true>(simd, queries, &step.keys, mask, weights),
-                false => tile::scores::<S, V, R, false>(simd, queries, &step.keys, mask, weights),
+                true => tile::scores::<S, V, R, true>(simd, queries, &step.keys, mask, softcap, weights),
+                false => tile::scores::<S, V, R, false>(simd, queries, &step.keys, mask, softcap, weights),
             };
             let shrink = tile::to_weights(simd, weights, largest, max, total);
             match hides && !step.finite {

@@ -14,6 +14,9 @@ struct Layer {
     len: usize,
     new: usize,
     capacity: usize,
+    window: usize,
+    /// 0 for none.
+    softcap: f32,
     queries: Vec<f32>,
     keys: Vec<f32>,
     values: Vec<f32>,
@@ -43,7 +46,7 @@ impl Layer {
             values[unused].fill(f32::INFINITY);
         }
         let queries = numbers(new * kv_heads * group * dim, 0).collect();
-        Self { kv_heads, group, dim, len, new, capacity, queries, keys, values }
+        Self { kv_heads, group, dim, len, new, capacity, window: usize::MAX, softcap: 0.0, queries, keys, values }
     }
 
     fn query_heads(&self) -> usize {
@@ -52,13 +55,14 @@ impl Layer {
 
     /// Calls `f` with the cache in the wanted format.
     fn with_cache<T>(&self, half: bool, f: impl FnOnce(&LayerCache<'_>) -> T) -> T {
-        let Self { kv_heads, capacity, dim, len, .. } = *self;
+        let Self { kv_heads, capacity, dim, len, window, softcap, .. } = *self;
+        let f = |cache: LayerCache<'_>| f(&cache.within(window).capped(softcap));
         if half {
             let halves = |x: &[f32]| x.iter().map(|x| f16::from_f32(*x)).collect::<Vec<_>>();
             let (keys, values) = (halves(&self.keys), halves(&self.values));
-            f(&LayerCache::new(&keys[..], &values[..], kv_heads, capacity, dim, len).expect("shapes agree"))
+            f(LayerCache::new(&keys[..], &values[..], kv_heads, capacity, dim, len).expect("shapes agree"))
         } else {
-            f(&LayerCache::new(&self.keys[..], &self.values[..], kv_heads, capacity, dim, len).expect("shapes agree"))
+            f(LayerCache::new(&self.keys[..], &self.values[..], kv_heads, capacity, dim, len).expect("shapes agree"))
         }
     }
 
@@ -77,11 +81,14 @@ impl Layer {
         let mut out = Vec::new();
         for (i, query) in self.queries.chunks_exact(dim).enumerate() {
             let (token, head) = (i / self.query_heads(), i % self.query_heads() / group);
-            let rows = self.len - self.new + token + 1;
-            let start = head * capacity * dim;
+            let seen = self.len - self.new + token + 1;
+            let rows = seen.min(self.window);
+            let start = (head * capacity + seen - rows) * dim;
             let keys = self.keys[start..].chunks_exact(dim).take(rows);
             let dot = |key: &[f32]| query.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>();
-            let scores: Vec<f64> = keys.map(|key| dot(key) / (dim as f64).sqrt()).collect();
+            let cap = f64::from(self.softcap);
+            let capped = |score: f64| if cap > 0.0 { cap * (score / cap).tanh() } else { score };
+            let scores: Vec<f64> = keys.map(|key| capped(dot(key) / (dim as f64).sqrt())).collect();
             let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
             for d in 0..dim {
@@ -139,6 +146,47 @@ fn edges_of_tiles_panels_steps_and_blocks() {
         (300, 8, 66, 3),
     ] {
         Layer::random(1, group, dim, len, new, 5).check();
+    }
+}
+
+/// A window that ends within steps, panels and blocks, or that reaches beyond the first row; scores that are capped.
+#[test]
+fn windows_and_capped_scores() {
+    for (group, dim, len, new) in
+        [(1, 2, 5, 5), (8, 64, 64, 1), (1, 64, 165, 165), (3, 17, 129, 64), (4, 32, 293, 250), (1, 72, 400, 257)]
+    {
+        for window in [1, 2, 7, 48, 64, 65, 150, 1000] {
+            for softcap in [0.0, 2.0, 50.0] {
+                let layer = Layer::random(2, group, dim, len, new, 11);
+                Layer { window, softcap, ..layer }.check();
+            }
+        }
+    }
+}
+
+/// The rows before a query's window have no influence on its result, whatever they hold.
+#[test]
+fn rows_before_the_window_do_not_leak() {
+    for (group, dim, len, new) in [(1, 20, 150, 150), (4, 64, 200, 77), (8, 33, 70, 9)] {
+        let clean = Layer { window: 30, ..Layer::random(2, group, dim, len, new, 12) };
+        let per_token = clean.query_heads() * dim;
+        for poisoned in [0, 17, len - new, len - 31] {
+            let mut layer = clean.clone();
+            for head in 0..2 {
+                let row = (head * layer.capacity + poisoned) * dim;
+                layer.keys[row..row + dim].fill(f32::NAN);
+                layer.values[row..row + dim].fill(f32::INFINITY);
+            }
+            // The first token whose window no longer has the row.
+            let free = (poisoned + 30).saturating_sub(len - new) * per_token;
+            assert!(free < clean.queries.len());
+            for isa in Isa::ALL.into_iter().filter(|isa| *isa <= available()) {
+                for half in [false, true] {
+                    let (want, got) = (clean.attend(isa, half), layer.attend(isa, half));
+                    assert_eq!(want[free..], got[free..], "{isa:?} {half} {poisoned}");
+                }
+            }
+        }
     }
 }
 
@@ -215,6 +263,27 @@ fn one_token_is_a_decode_step() {
     assert_eq!(got, want);
     for (block, want) in layer.attend(detect(), true).iter().zip(want) {
         assert!((block - want).abs() < 1e-5, "{block} {want}");
+    }
+}
+
+/// A decode step reads the rows of its window and nothing before, on one thread and shared out.
+#[test]
+fn a_decode_step_in_a_window_with_capped_scores() {
+    for (len, window) in [(100, 1), (100, 33), (5000, 2500), (5000, 4999), (100, 400)] {
+        let mut layer = Layer { window, softcap: 3.0, ..Layer::random(1, 4, 64, len, 1, 13) };
+        let want = layer.naive();
+        let before = len.saturating_sub(window) * layer.dim;
+        layer.keys[..before].fill(f32::NAN);
+        layer.values[..before].fill(f32::NAN);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("threads start");
+        for half in [false, true] {
+            let mut got = vec![0.0; layer.queries.len()];
+            pool.install(|| layer.with_cache(half, |cache| dense_decode(&layer.queries, cache, &mut got)))
+                .expect("fits");
+            for (got, (want, size)) in got.iter().zip(&want) {
+                assert!((f64::from(*got) - want).abs() <= 1e-4 * size, "{len} {window} {half}: {got} for {want}");
+            }
+        }
     }
 }
 

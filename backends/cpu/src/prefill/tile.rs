@@ -1,7 +1,7 @@
 //! Tiles of registers: what the time goes to.
 
 use super::step::KEYS;
-use crate::exp::exp;
+use crate::exp::{exp, softcap};
 use crate::simd::{LANES, Simd};
 
 /// Dimensions of values that lie together; a multiple of every `R`.
@@ -20,8 +20,28 @@ pub(super) struct Vector(pub [f32; LANES]);
 pub(super) struct Mask<F, const V: usize> {
     /// Tokens of the panel's queries.
     pub tokens: [F; V],
-    /// Row j is read by tokens from `from + j` on.
+    /// Row j is read by tokens from `from + j` on,
     pub from: f32,
+    /// and before `until + j`: infinite without a window.
+    pub until: f32,
+}
+
+impl<F: Copy, const V: usize> Mask<F, V> {
+    /// `x` in the lanes whose tokens read row j, 0 in the others.
+    #[inline(always)]
+    fn apply<S: Simd<F = F>>(&self, simd: S, v: usize, j: usize, x: F) -> F {
+        let (token, j) = (self.tokens[v], j as f32);
+        let seen = simd.where_ge(token, simd.splat(self.from + j), x);
+        simd.where_ge(simd.splat(self.until + j - 1.0), token, seen)
+    }
+
+    /// 0 in the lanes whose tokens read row j, minus infinity in the others.
+    #[inline(always)]
+    fn hide<S: Simd<F = F>>(&self, simd: S, v: usize, j: usize) -> F {
+        let (token, j, hidden) = (self.tokens[v], j as f32, simd.splat(f32::NEG_INFINITY));
+        let early = simd.where_ge(simd.splat(self.from + j - 1.0), token, hidden);
+        simd.add(early, simd.where_ge(token, simd.splat(self.until + j), hidden))
+    }
 }
 
 /// The vectors at `from`. A loop and no closure: what is not inlined is compiled without the instruction set.
@@ -41,13 +61,15 @@ fn store<S: Simd, const V: usize>(simd: S, vectors: [S::F; V], to: &mut [Vector;
     }
 }
 
-/// Scores of `weights.len()` keys (`[KEYS, dim]`) for a panel of queries (`[dim, V]`), and the largest in each lane.
+/// Scores of `weights.len()` keys (`[KEYS, dim]`) for a panel of queries (`[dim, V]`), and the largest in each lane; `cap`
+/// above 0 caps them.
 #[inline(always)]
 pub(super) fn scores<S: Simd, const V: usize, const R: usize, const MASKED: bool>(
     simd: S,
     queries: &[[Vector; V]],
     keys: &[f32],
     mask: Mask<S::F, V>,
+    cap: f32,
     weights: &mut [[Vector; V]],
 ) -> [S::F; V] {
     let dim = queries.len();
@@ -73,11 +95,13 @@ pub(super) fn scores<S: Simd, const V: usize, const R: usize, const MASKED: bool
             let Some(to) = weights.get_mut(r) else { break };
             for v in 0..V {
                 let mut score = sums[r][v];
+                if cap > 0.0 {
+                    score = softcap(simd, score, cap);
+                }
                 if MASKED {
-                    let (token, from) = (mask.tokens[v], mask.from + (t * R + r) as f32);
                     // Chosen, not computed: the score of a row that is not there may be anything.
-                    score = simd.where_ge(token, simd.splat(from), score);
-                    score = simd.add(score, simd.where_ge(simd.splat(from - 1.0), token, hidden));
+                    score = mask.apply(simd, v, t * R + r, score);
+                    score = simd.add(score, mask.hide(simd, v, t * R + r));
                 }
                 largest[v] = simd.max(score, largest[v]);
                 simd.store(score, &mut to[v].0);
@@ -144,7 +168,7 @@ pub(super) fn add_values<S: Simd, const V: usize, const R: usize, const MASKED: 
                     let value = simd.splat(value[part * R + r]);
                     for v in 0..V {
                         let value = match MASKED {
-                            true => simd.where_ge(mask.tokens[v], simd.splat(mask.from + j as f32), value),
+                            true => mask.apply(simd, v, j, value),
                             false => value,
                         };
                         tile[r][v] = simd.mul_add(weight[v], value, tile[r][v]);

@@ -109,6 +109,15 @@ impl Simd for Avx2 {
             out
         }
     }
+    #[inline(always)]
+    fn largest_of_each(self, x: [Self::F; LANES]) -> Self::F {
+        unsafe {
+            Two(
+                largest_of_eight([x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]]),
+                largest_of_eight([x[8], x[9], x[10], x[11], x[12], x[13], x[14], x[15]]),
+            )
+        }
+    }
 
     #[inline(always)]
     fn splat_i(self, x: i32) -> Self::I {
@@ -181,6 +190,37 @@ impl Simd for Avx2 {
     fn prefetch<T>(self, at: *const T) {
         // A prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}
+
+/// The largest lane of each of eight vectors.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn largest_of_eight(x: [Two<__m256>; 8]) -> __m256 {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        let low = largest_of_four([x[0], x[1], x[2], x[3]]);
+        let high = largest_of_four([x[4], x[5], x[6], x[7]]);
+        _mm256_max_ps(_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high))
+    }
+}
+
+/// Both halves hold the largest of theirs of each of four vectors.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn largest_of_four([a, b, c, d]: [Two<__m256>; 4]) -> __m256 {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        let (a, b) = (_mm256_max_ps(a.0, a.1), _mm256_max_ps(b.0, b.1));
+        let (c, d) = (_mm256_max_ps(c.0, c.1), _mm256_max_ps(d.0, d.1));
+        let ab = _mm256_max_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+        let cd = _mm256_max_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+        let (low, high) = (_mm256_shuffle_ps::<0b01_00_01_00>(ab, cd), _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd));
+        _mm256_max_ps(low, high)
     }
 }
 

@@ -92,6 +92,10 @@ macro_rules! avx512 {
                 }
             }
             #[inline(always)]
+            fn times_power_of_two(self, x: __m512, n: __m512, _biased: __m512) -> __m512 {
+                unsafe { _mm512_scalef_ps(x, n) }
+            }
+            #[inline(always)]
             fn sum4(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
                 unsafe {
                     // Pairs of lanes, then pairs of those: every 128 bits hold a part of all four sums.
@@ -105,6 +109,29 @@ macro_rules! avx512 {
                     let mut out = [0.0; 4];
                     _mm_storeu_ps(out.as_mut_ptr(), sums);
                     out
+                }
+            }
+            #[inline(always)]
+            fn largest_of_each(self, x: [__m512; LANES]) -> __m512 {
+                // SAFETY: as for all blocks here.
+                unsafe {
+                    let a = largest_of_four([x[0], x[1], x[2], x[3]]);
+                    let b = largest_of_four([x[4], x[5], x[6], x[7]]);
+                    let c = largest_of_four([x[8], x[9], x[10], x[11]]);
+                    let d = largest_of_four([x[12], x[13], x[14], x[15]]);
+                    // Quarters of two vectors, then halves of both pairs.
+                    let ab = _mm512_max_ps(
+                        _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b),
+                        _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b),
+                    );
+                    let cd = _mm512_max_ps(
+                        _mm512_shuffle_f32x4::<0b01_00_01_00>(c, d),
+                        _mm512_shuffle_f32x4::<0b11_10_11_10>(c, d),
+                    );
+                    _mm512_max_ps(
+                        _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd),
+                        _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd),
+                    )
                 }
             }
 
@@ -169,6 +196,21 @@ macro_rules! avx512 {
 
 avx512!(Avx512, 0, pairs, signed_pairs);
 avx512!(Avx512Vnni, 128, vnni, vnni_signed);
+
+/// Every 128 bits hold the largest of theirs of each of four vectors.
+///
+/// # Safety
+/// AVX-512 F.
+#[inline(always)]
+unsafe fn largest_of_four([a, b, c, d]: [__m512; 4]) -> __m512 {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        let ab = _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        let cd = _mm512_max_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        let (low, high) = (_mm512_shuffle_ps::<0b01_00_01_00>(ab, cd), _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd));
+        _mm512_max_ps(low, high)
+    }
+}
 
 /// # Safety
 /// AVX-512 BW.

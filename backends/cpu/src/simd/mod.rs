@@ -10,12 +10,16 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::{Avx512, Avx512Vnni};
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::{Neon, NeonDot};
 pub(crate) use portable::Portable;
 
 /// Numbers per vector.
@@ -52,8 +56,15 @@ pub(crate) trait Simd: Copy {
     fn where_ge(self, x: Self::F, bound: Self::F, value: Self::F) -> Self::F;
     /// `2^n` of lanes that hold `n + 1.5 * 2^23`, n from -126 to 127.
     fn power_of_two(self, biased: Self::F) -> Self::F;
+    /// `x * 2^n`, n from -126 to 126, given also as in [`power_of_two`](Self::power_of_two).
+    #[inline(always)]
+    fn times_power_of_two(self, x: Self::F, _n: Self::F, biased: Self::F) -> Self::F {
+        self.mul(x, self.power_of_two(biased))
+    }
     /// The sums of the lanes of four vectors.
     fn sum4(self, x: [Self::F; 4]) -> [f32; 4];
+    /// Lane k: the largest lane of vector k. No lane is NaN.
+    fn largest_of_each(self, x: [Self::F; LANES]) -> Self::F;
 
     fn splat_i(self, x: i32) -> Self::I;
     /// Sixteen pieces of sixteen bytes, transposed: vector k holds bytes `4 k .. 4 k + 4` of each piece.

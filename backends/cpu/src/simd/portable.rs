@@ -1,4 +1,4 @@
-//! Plain arrays: what compilers vectorize with the target's baseline (SSE2 on x86-64, NEON on 64-bit Arm).
+//! Plain arrays: what compilers vectorize with the target's baseline (SSE2 on x86-64).
 
 use super::{LANES, Simd};
 
@@ -27,7 +27,7 @@ fn half_to_single(half: [u8; 2]) -> f32 {
 impl Simd for Portable {
     type F = [f32; LANES];
     type I = [i32; LANES];
-    const WIDE: bool = cfg!(target_arch = "aarch64");
+    const WIDE: bool = false;
     const SIGNED_OFFSET: i32 = 0;
 
     #[inline(always)]
@@ -91,6 +91,10 @@ impl Simd for Portable {
             }
             lanes[0]
         })
+    }
+    #[inline(always)]
+    fn largest_of_each(self, x: [Self::F; LANES]) -> Self::F {
+        each(|k| self.largest(x[k]))
     }
 
     #[inline(always)]

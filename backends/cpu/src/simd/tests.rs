@@ -38,6 +38,10 @@ fn everything<S: Simd>(
         simd.where_ge(a, b, one),
         simd.power_of_two(simd.add(d, simd.splat(12_582_912.0))),
         simd.load_half(halves),
+        // Four vectors, each in four places, and sums that tell the places apart.
+        simd.largest_of_each(std::array::from_fn(|k| {
+            simd.add([a, b, c, d][(k * 7 + k / 4) % 4], simd.splat(k as f32))
+        })),
     ]
     .map(stored)
     .to_vec();
@@ -76,6 +80,7 @@ fn every_operation_on_every_instruction_set() {
         });
 
         let plain = |f: fn(f32, f32, f32) -> f32| std::array::from_fn(|i| f(x[0][i], x[1][i], x[2][i]));
+        let largest = |x: &[f32; LANES]| x.iter().copied().fold(f32::MIN, f32::max);
         let mut want = Results {
             floats: vec![
                 plain(|a, b, _| a + b),
@@ -87,9 +92,10 @@ fn every_operation_on_every_instruction_set() {
                 plain(|a, b, _| f32::from(u8::from(a >= b))),
                 x[3].map(f32::exp2),
                 halves.map(|h| f16::from_le_bytes(h).to_f32()),
+                std::array::from_fn(|k| largest(&x[(k * 7 + k / 4) % 4]) + k as f32),
             ],
             sums: x.map(|x| x.iter().sum()),
-            largest: x[0].iter().copied().fold(f32::MIN, f32::max),
+            largest: largest(&x[0]),
             ..Results::default()
         };
         for k in 0..4 {

@@ -3,7 +3,7 @@
 //! A softmax needs its largest score and its sum first. Scores become weights span by span while they are in the first cache,
 //! relative to the span's own largest; the second pass only multiplies each span by what that is worth.
 
-use super::{Queries, SPAN, VECTORS, score_kernel};
+use super::{Queries, SPAN, Sketches, VECTORS, score_kernel};
 use crate::exp::exp2;
 use crate::isa::dispatch;
 use crate::simd::{LANES, Simd};
@@ -23,9 +23,6 @@ struct Span {
     largest: f32,
     total: f32,
 }
-
-/// Sketches with the queries that each is read for, in order: one for the whole group or one per query head.
-pub(crate) type Sketches<'a> = [(SketchRows<'a>, Queries)];
 
 /// Mean over the group of `softmax(TIP scores * scale)`, `[n]`.
 pub(crate) fn group_mean(sketches: &Sketches<'_>, scale: f32, memory: &mut Mean, importance: &mut [f32]) {

@@ -3,11 +3,14 @@
 //! Scores of integer sketches are sums of small integers, exact but for the query, which is rounded to about 15 bits; see
 //! [`integer`]. Scores of f16 sketches are f32 sums like those of attention.
 
+mod bounds;
 mod integer;
 mod mean;
+pub(crate) mod shortlist;
 
 pub(crate) use integer::IntegerQueries;
 pub(crate) use mean::{Mean, group_mean};
+pub(crate) use shortlist::{Ranking, Shortlist};
 
 use crate::isa::dispatch;
 use crate::simd::{LANES, Padded, Simd, dots};
@@ -46,6 +49,9 @@ impl Queries {
 
 /// Rows that are scored at a time: their scores stay in the first cache.
 const SPAN: usize = 512;
+
+/// Sketches with the queries that each is read for, in order: one for the whole group or one per query head.
+pub(crate) type Sketches<'a> = [(SketchRows<'a>, Queries)];
 
 /// Vectors of [`SPAN`] scores.
 const VECTORS: usize = SPAN / LANES;

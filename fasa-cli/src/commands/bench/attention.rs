@@ -1,11 +1,11 @@
 //! `fasa bench attention`: one layer's attention, nothing else.
 
-use super::{bandwidth, in_turns, parse_length};
+use super::{in_turns, parse_length};
 use crate::report::{self, Format};
 use crate::settings::{DtypeName, FasaArgs, Preset};
 use anyhow::{Context, Result};
 use fasa_burn::generate::Cancel;
-use fasa_burn::measure::{Attention, AttentionShape, awake, wait};
+use fasa_burn::measure::{Attention, AttentionShape, awake, memory, wait};
 use fasa_burn::{DeviceName, Dtype};
 use fasa_core::FasaConfig;
 use serde::Serialize;
@@ -79,13 +79,14 @@ struct Report {
     budget: usize,
     preset: &'static str,
     threads: usize,
-    memory_bytes_per_second: f64,
     results: Vec<Speed>,
 }
 
 #[derive(Debug, Serialize)]
 struct Speed {
     tokens_in_cache: usize,
+    /// What the memory gave during these steps.
+    memory_bytes_per_second: f64,
     dense_seconds: f64,
     /// Share of the memory's speed at which keys and values were read.
     dense_share_of_bound: f64,
@@ -108,7 +109,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     let dtype = args.dtype.dtype(true, &device);
     let config = FasaConfig { dense_layers: 0, ..args.fasa.apply(args.preset) };
     let text = args.format == Format::Text;
-    let bandwidth = bandwidth(text, &device)?;
+    let memory = memory(&device)?;
     let AttentionShape { query_heads, kv_heads, head_dim } = args.shape;
     let mut report = Report {
         query_heads,
@@ -118,16 +119,16 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         budget: args.budget,
         preset: args.preset.name(),
         threads: rayon::current_num_threads(),
-        memory_bytes_per_second: bandwidth,
         results: vec![],
     };
     if text {
         report::text(format_args!(
             "{query_heads} query heads, {kv_heads} KV heads, {head_dim} dimensions, {dtype}; preset {}, {} tokens kept\n\n\
-             {:>9}  {:>10} {:>6}  {:>10} {:>6}  {:>7} {:>7}",
+             {:>9}  {:>9}  {:>10} {:>6}  {:>10} {:>6}  {:>7} {:>7}",
             args.preset.name(),
             report::count(args.budget),
             "in cache",
+            "memory",
             "dense",
             "share",
             "FASA",
@@ -139,8 +140,8 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     for &length in &args.lengths {
         let mut attention = Attention::new(args.shape, length, dtype, &device)?;
         let plan = attention.plan(config).context("the settings do not fit the shape")?;
-        let [dense, fasa] = awake(|| {
-            in_turns::<2>(args.steps, cancel, |i| {
+        let turns = awake(|| {
+            in_turns::<2>(args.steps, &memory, cancel, |i| {
                 match i {
                     0 => attention.dense()?,
                     _ => attention.fasa(&plan, args.budget)?,
@@ -148,6 +149,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
                 Ok(wait(&device)?)
             })
         })?;
+        let ([dense, fasa], bandwidth) = (turns.seconds, turns.bytes_per_second);
         let row = (2 * head_dim * dtype.bytes()) as f64;
         let dense_bytes = (kv_heads * length) as f64 * row;
         let view = plan.view();
@@ -157,6 +159,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         let fasa_bytes = (view.rows() * length * sketch) as f64 + (sets * kept) as f64 * row;
         let speed = Speed {
             tokens_in_cache: length,
+            memory_bytes_per_second: bandwidth,
             dense_seconds: dense,
             dense_share_of_bound: dense_bytes / bandwidth / dense,
             fasa_seconds: fasa,
@@ -166,8 +169,9 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         };
         if text {
             report::text(format_args!(
-                "{:>9}  {:>7.3} ms {:>5.0}%  {:>7.3} ms {:>5.0}%  {:>6.1}x {:>6.1}x",
+                "{:>9}  {:>4.1} GB/s  {:>7.3} ms {:>5.0}%  {:>7.3} ms {:>5.0}%  {:>6.1}x {:>6.1}x",
                 report::count(length),
+                bandwidth / 1e9,
                 1e3 * dense,
                 100.0 * speed.dense_share_of_bound,
                 1e3 * fasa,

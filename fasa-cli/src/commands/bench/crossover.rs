@@ -8,7 +8,7 @@ use crate::settings::{DtypeName, FasaArgs, Preset};
 use anyhow::{Context, Result};
 use fasa_burn::DeviceName;
 use fasa_burn::generate::Cancel;
-use fasa_burn::measure::{Attention, AttentionShape, awake, wait};
+use fasa_burn::measure::{Attention, AttentionShape, Memory, awake, wait};
 use fasa_core::{Budget, FasaConfig};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -90,13 +90,15 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         None => args.shape,
     };
     let mut report = Report { faster_from: None, remembered_in: None, tried: vec![] };
+    // No bound is held against these times.
+    let unread = Memory::new(0);
     // A budget that covers the context is dense attention: the first length beyond that, then half as much more each time.
     let mut length = args.budget + 1;
     while length <= LONGEST {
         let mut attention = Attention::new(shape, length, dtype, &device)?;
         let plan = attention.plan(config).context("the settings do not fit the shape")?;
-        let [dense, fasa] = awake(|| {
-            in_turns::<2>(101, cancel, |i| {
+        let turns = awake(|| {
+            in_turns::<2>(101, &unread, cancel, |i| {
                 match i {
                     0 => attention.dense()?,
                     _ => attention.fasa(&plan, args.budget)?,
@@ -104,6 +106,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
                 Ok(wait(&device)?)
             })
         })?;
+        let [dense, fasa] = turns.seconds;
         let tried = Tried { tokens_in_cache: length, fasa_over_dense: dense / fasa };
         if args.format == Format::Text {
             report::text(format_args!("{:>9} tokens: {:.2}x", report::count(length), tried.fasa_over_dense))?;

@@ -1,6 +1,6 @@
 //! `fasa bench decode`: tokens per second of a whole model.
 
-use super::{bandwidth, in_turns, parse_length};
+use super::{Turns, in_turns, parse_length};
 use crate::methods;
 use crate::model::LanguageModel;
 use crate::report::{self, Format};
@@ -10,7 +10,7 @@ use anyhow::Result;
 use clap::builder::PossibleValuesParser;
 use fasa_burn::Dtype;
 use fasa_burn::generate::Cancel;
-use fasa_burn::measure::weight_bytes;
+use fasa_burn::measure::{memory, weight_bytes};
 use fasa_burn::method::Method;
 use fasa_burn::model::{Decoder, Logits, to_host};
 use fasa_burn::random;
@@ -48,7 +48,6 @@ struct Report {
     model: String,
     dtype: Dtype,
     threads: usize,
-    memory_bytes_per_second: f64,
     weight_bytes_per_step: u64,
     results: Vec<Speed>,
 }
@@ -56,6 +55,8 @@ struct Report {
 #[derive(Debug, Serialize)]
 struct Speed {
     tokens_in_cache: usize,
+    /// What the memory gave during these steps.
+    memory_bytes_per_second: f64,
     method: &'static str,
     tokens_per_second: f64,
     cache_bytes_per_step: u64,
@@ -99,25 +100,25 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     let (name, mut decoder, fasa) = subject(args)?;
     decoder.allow_positions(longest + 8);
     let text = args.format == Format::Text;
-    let bandwidth = bandwidth(text, decoder.device())?;
+    let memory = memory(decoder.device())?;
     let (numbers, dtype) = (decoder.config().clone(), decoder.dtype());
     let weights = weight_bytes(&numbers, dtype);
     let mut report = Report {
         model: name.clone(),
         dtype,
         threads: rayon::current_num_threads(),
-        memory_bytes_per_second: bandwidth,
         weight_bytes_per_step: weights,
         results: vec![],
     };
     if text {
         report::text(format_args!(
-            "{}: {} of weights per step, {dtype}; {} of {} tokens kept\n\n{:>9}  {:<7} {:>9}  {:>10}  {:>9}  {:>6}",
+            "{}: {} of weights per step, {dtype}; {} of {} tokens kept\n\n{:>9}  {:>9}  {:<7} {:>9}  {:>10}  {:>9}  {:>6}",
             name,
             report::bytes(weights),
             report::count(fasa.kept(longest)),
             report::count(longest),
             "in cache",
+            "memory",
             "method",
             "tokens/s",
             "cache read",
@@ -129,7 +130,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         let mut cache = decoder.new_cache(length + 1);
         cache.append_noise(length);
         let methods = [("dense", &Method::Dense), ("fasa", &fasa)];
-        let seconds = in_turns::<2>(args.steps, cancel, |i| {
+        let Turns { seconds, bytes_per_second: bandwidth } = in_turns::<2>(args.steps, &memory, cancel, |i| {
             cache.truncate(length);
             let logits = decoder.forward(&[1], &mut cache, methods[i].1, Logits::Last)?;
             logits.map_or(Ok(()), |logits| to_host(logits).map(drop))?;
@@ -140,6 +141,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
             let bound = bandwidth / (weights + cache_bytes) as f64;
             let speed = Speed {
                 tokens_in_cache: length,
+                memory_bytes_per_second: bandwidth,
                 method: name,
                 tokens_per_second: 1.0 / seconds,
                 cache_bytes_per_step: cache_bytes,
@@ -148,8 +150,9 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
             };
             if text {
                 report::text(format_args!(
-                    "{:>9}  {:<7} {:>9.1}  {:>10}  {:>9.1}  {:>5.0}%",
+                    "{:>9}  {:>4.1} GB/s  {:<7} {:>9.1}  {:>10}  {:>9.1}  {:>5.0}%",
                     report::count(length),
+                    bandwidth / 1e9,
                     name,
                     speed.tokens_per_second,
                     report::bytes(cache_bytes),

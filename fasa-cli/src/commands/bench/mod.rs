@@ -5,12 +5,10 @@ mod crossover;
 mod decode;
 mod prefill;
 
-use crate::report;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Subcommand;
-use fasa_burn::Device;
-use fasa_burn::device::is_gpu;
 use fasa_burn::generate::Cancel;
+use fasa_burn::measure::Memory;
 use std::time::Instant;
 
 /// Arguments of `fasa bench`.
@@ -55,15 +53,31 @@ fn parse_length(text: &str) -> Result<usize, String> {
     length.filter(|n| (2..=1 << 24).contains(n)).ok_or_else(|| format!("`{text}` is not a length from 2 to 16384k"))
 }
 
-/// Seconds that several things take, in turns, so that what else the machine does hits them alike: the median of `rounds`
-/// each, after one round that is not counted.
+/// What several things took, in turns, so that what else the machine does hits them alike.
+struct Turns<const N: usize> {
+    /// Medians of all rounds but the first, which is not counted.
+    seconds: [f64; N],
+    /// What the memory gave meanwhile: a bound measured at another time may be one of another machine, since virtual ones
+    /// share their memory with others. The median of one reading in every [`ROUNDS_PER_READING`] rounds.
+    bytes_per_second: f64,
+}
+
+/// Reading the memory empties the caches: most rounds find them as the round before left them.
+const ROUNDS_PER_READING: usize = 4;
+
+/// Does several things by turns, `rounds` times and once before.
 fn in_turns<const N: usize>(
     rounds: usize,
+    memory: &Memory,
     cancel: &Cancel,
     mut thing: impl FnMut(usize) -> Result<()>,
-) -> Result<[f64; N]> {
+) -> Result<Turns<N>> {
     let mut seconds: [Vec<f64>; N] = std::array::from_fn(|_| Vec::with_capacity(rounds));
+    let mut speeds = vec![];
     for round in 0..=rounds {
+        if round % ROUNDS_PER_READING == 0 {
+            speeds.push(memory.read());
+        }
         for (i, seconds) in seconds.iter_mut().enumerate() {
             anyhow::ensure!(!cancel.is_cancelled(), "stopped");
             let start = Instant::now();
@@ -73,24 +87,12 @@ fn in_turns<const N: usize>(
             }
         }
     }
-    Ok(seconds.map(median))
+    Ok(Turns { seconds: seconds.map(median), bytes_per_second: median(speeds) })
 }
 
 fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);
     numbers.get(numbers.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// What the memory gives, measured now. Said first: every bound follows from it.
-fn bandwidth(spoken: bool, device: &Device) -> Result<f64> {
-    let (bandwidth, how) = match is_gpu(device) {
-        true => (fasa_burn::measure::device_bandwidth(device)?, "read and written by the device".to_owned()),
-        false => (fasa_burn::measure::read_bandwidth(), format!("read by {} threads", rayon::current_num_threads())),
-    };
-    if spoken {
-        report::text(format_args!("memory: {:.1} GB/s {how}", bandwidth / 1e9)).context("cannot print")?;
-    }
-    Ok(bandwidth)
 }
 
 #[cfg(test)]
@@ -109,12 +111,13 @@ mod tests {
     #[test]
     fn turns_are_taken() {
         let mut order = vec![];
-        let times = in_turns::<2>(2, &Cancel::default(), |i| {
+        let turns = in_turns::<2>(2, &Memory::new(1 << 20), &Cancel::default(), |i| {
             order.push(i);
             Ok(())
         });
+        let turns = turns.expect("not cancelled");
         assert_eq!(order, [0, 1, 0, 1, 0, 1]);
-        assert!(times.expect("not cancelled").iter().all(|t| *t >= 0.0));
+        assert!(turns.seconds.iter().all(|t| *t >= 0.0) && turns.bytes_per_second > 0.0);
         assert!(median(vec![]).is_nan());
     }
 }

@@ -1,15 +1,23 @@
 //! What is asked: a task with its questions.
 
 mod generated;
+mod longbench;
 mod perplexity;
+mod problems;
+mod study;
 
 pub use generated::{Generated, Protocol};
+pub use longbench::LongBench;
 pub use perplexity::Perplexity;
+pub use problems::{Answers, Collection, Problems};
+pub use study::Study;
 
 use super::question::Question;
 use super::record::Setting;
 use crate::model::LanguageModel;
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
+use serde::de::DeserializeOwned;
+use std::path::Path;
 
 /// What a score means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -19,6 +27,8 @@ pub enum Metric {
     Score,
     /// A mean negative log-likelihood, shown as a perplexity: lower is better.
     Likelihood,
+    /// A share of attention, with more of the kind by layer.
+    Agreement,
 }
 
 /// Questions of one task.
@@ -47,4 +57,22 @@ pub trait Suite: Sync {
     /// # Errors
     /// If it cannot be made for this model.
     fn question(&self, model: &LanguageModel, index: u64) -> Result<Question>;
+}
+
+/// The first `count` lines of a file of JSON lines, and a name of the whole file's content.
+///
+/// # Errors
+/// If it cannot be read, has no line, or one without what a row needs.
+fn rows_of<T: DeserializeOwned>(path: &Path, count: u64) -> Result<(Vec<T>, String)> {
+    let text = std::fs::read_to_string(path).with_context(|| {
+        format!("cannot read the questions `{}`; check `--data`, and that it is a file of JSON lines", path.display())
+    })?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).take(count as usize);
+    let row = |(number, line): (usize, &str)| {
+        serde_json::from_str(line)
+            .with_context(|| format!("line {} of `{}` is no question of this kind", number + 1, path.display()))
+    };
+    let rows: Vec<T> = lines.map(row).collect::<Result<_>>()?;
+    ensure!(!rows.is_empty(), "`{}` has no question; give `--data` another file", path.display());
+    Ok((rows, format!("{:016x}", super::record::hash(&text))))
 }

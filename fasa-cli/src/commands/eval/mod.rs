@@ -1,29 +1,34 @@
 //! `fasa eval`: questions with known answers, method by method, over one shared prefill.
 
+mod suites;
+mod table;
+
+use crate::eval::charts;
 use crate::eval::contender::Contender;
 use crate::eval::profiles::Profiles;
 use crate::eval::record::{Results, Writer, budget_name};
 use crate::eval::run::Plan;
 use crate::eval::spec::Spec;
-use crate::eval::suite::{Generated, Perplexity, Protocol, Suite};
-use crate::eval::summary::{self, Summary, is_likelihood};
+use crate::eval::suite::Protocol;
+use crate::eval::summary::{self, Summary};
 use crate::model::LanguageModel;
+use crate::pictures::{curves, parse_path, terminal};
 use crate::report::{self, Format};
 use crate::settings::{FasaArgs, ModelArgs, parse_budget};
-use crate::tasks::{Depth, Task};
-use anyhow::{Context, Result, bail, ensure};
+use crate::tasks::Depth;
+use anyhow::{Result, ensure};
 use fasa_burn::Dtype;
 use fasa_burn::generate::Cancel;
 use fasa_core::Budget;
 use serde::Serialize;
-use std::fmt::Write;
 use std::path::PathBuf;
-use std::str::FromStr;
+use suites::Asked;
 
 /// Arguments of `fasa eval`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Tasks: needle, kv, chain, recall; ppl (perplexity, with --text)
+    /// Tasks: needle, kv, chain, recall; multikey, multivalue, tracking (after RULER); ppl (perplexity, with --text); agreement (of choices with true attention, over
+    /// the first four, or over --text); with --data longbench, gsm8k, math500, aime24
     #[arg(required = true, value_name = "TASK")]
     tasks: Vec<Asked>,
 
@@ -36,15 +41,15 @@ pub struct Args {
     #[arg(long, value_name = "TOKENS,...", value_delimiter = ',', default_value = "128", value_parser = parse_budget)]
     budget: Vec<Budget>,
 
-    /// Tokens of each prompt
-    #[arg(long, value_name = "N", default_value_t = 2048)]
-    tokens: usize,
+    /// Tokens of each prompt [default: 2048; longbench: what the model has room for]
+    #[arg(long, value_name = "N")]
+    tokens: Option<usize>,
 
-    /// Instances per task, or windows of a text
+    /// Instances per task, windows of a text, or first questions of a file
     #[arg(long, value_name = "N", default_value_t = 32)]
     instances: u64,
 
-    /// Draws another set of instances
+    /// Draws another set of instances, or other answers
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
@@ -56,21 +61,28 @@ pub struct Args {
     #[arg(long, value_name = "LOW..HIGH", default_value = "0..1")]
     depth: Depth,
 
-    /// Hide the facts in this text instead of generated prose (not in kv, which has none)
+    /// Hide the facts in this text instead of generated prose (kv and multikey have none)
     #[arg(long, value_name = "FILE")]
     haystack: Option<PathBuf>,
 
-    /// The text of ppl
+    /// The text of ppl and agreement
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
 
-    /// Tokens that ppl decodes after each window of --tokens
+    /// Tokens that are decoded after each window of --tokens of the text
     #[arg(long, value_name = "N", default_value_t = 256)]
     decoded: usize,
+
+    #[command(flatten)]
+    published: Published,
 
     /// Appends results to this file of JSON lines; what it already holds is not asked again
     #[arg(long, value_name = "FILE")]
     results: Option<PathBuf>,
+
+    /// Draws scores over budgets, bytes and chunks into this file, .svg or .png; without a file, on the terminal
+    #[arg(long, value_name = "FILE", num_args = 0..=1, value_parser = parse_path)]
+    plot: Option<Option<PathBuf>>,
 
     #[command(flatten)]
     model: ModelArgs,
@@ -87,32 +99,44 @@ pub struct Args {
     format: Format,
 }
 
-/// A task on the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asked {
-    Generated(Task),
-    Perplexity,
-}
+/// Where published questions are, and how they are answered.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Published questions")]
+struct Published {
+    /// Files of JSON lines, or a folder that holds them, such as `longbench/*.jsonl` and `gsm8k/test.jsonl`
+    #[arg(long, value_name = "PATH")]
+    data: Vec<PathBuf>,
 
-impl FromStr for Asked {
-    type Err = anyhow::Error;
+    /// jieba's `dict.txt`, for the tasks of longbench that count Chinese words: multifieldqa_zh, dureader, vcsum
+    #[arg(long, value_name = "FILE")]
+    dictionary: Option<PathBuf>,
 
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "ppl" => Ok(Self::Perplexity),
-            _ => match name.parse() {
-                Ok(task) => Ok(Self::Generated(task)),
-                Err(error) => bail!("{error}, ppl"),
-            },
-        }
-    }
+    /// Worked examples in front of a problem [default: 8 for gsm8k, else 0]
+    #[arg(long, value_name = "N")]
+    shots: Option<usize>,
+
+    /// Answers to each problem; the score is the share that is right
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    samples: usize,
+
+    /// Tokens of the answer to a problem, at most
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    max_new_tokens: usize,
+
+    /// Draws the answers to problems; 0 takes the most likely token
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f32,
+
+    /// Draws from the most likely tokens that together reach this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f32,
 }
 
 /// What the command found.
 #[derive(Debug, Serialize)]
 struct Report {
     model: String,
-    tokens: usize,
+    tokens: Option<usize>,
     instances: u64,
     seed: u64,
     budgets: Vec<String>,
@@ -128,7 +152,7 @@ struct Report {
 pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     ensure!(args.instances > 0, "`--instances` is 0; use at least 1");
     let model = LanguageModel::load(&args.model)?;
-    let suites = suites(args, &model)?;
+    let suites = suites::all(args, &model)?;
     let mut profiles = Profiles::new(&model, &args.profile, cancel)?;
     let contenders: Vec<Contender> =
         args.methods.iter().map(|spec| Contender::new(spec, &args.fasa, &mut profiles)).collect::<Result<_>>()?;
@@ -158,39 +182,23 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         results: of_this_run(&plan, &writer.results),
     };
     match args.format {
-        Format::Json => report::json(&result),
-        Format::Text => report::text(table(&result)?),
+        Format::Json => report::json(&result)?,
+        Format::Text => report::text(table::of(&result)?)?,
     }
-}
-
-fn suites(args: &Args, model: &LanguageModel) -> Result<Vec<Box<dyn Suite>>> {
-    let haystack = match &args.haystack {
-        None => None,
-        Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| {
-                format!("cannot read the haystack `{}`; check the path, and that it is UTF-8 text", path.display())
-            })?;
-            Some((path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()), text))
+    let charts = || charts::of(&result.results, &|_, task| task.to_owned());
+    match &args.plot {
+        None => Ok(()),
+        Some(Some(path)) => {
+            let charts: Vec<_> = charts().into_iter().flatten().collect();
+            let columns = if charts.len() > 2 { 3 } else { 2 };
+            curves::draw(&format!("fasa eval, {}", result.model), &charts, columns).save(path)
         }
-    };
-    let suite = |asked: &Asked| -> Result<Box<dyn Suite>> {
-        match asked {
-            Asked::Generated(task) => Ok(Box::new(Generated {
-                task: *task,
-                tokens: args.tokens,
-                instances: args.instances,
-                seed: args.seed,
-                depth: args.depth,
-                protocol: args.protocol,
-                haystack: haystack.clone(),
-            })),
-            Asked::Perplexity => {
-                let path = args.text.as_ref().context("ppl needs a text; name it with `--text`")?;
-                Ok(Box::new(Perplexity::new(model, path, args.tokens, args.decoded, args.instances)?))
-            }
+        Some(None) => {
+            let drawn: Vec<String> =
+                charts().iter().filter_map(|of_task| of_task.first()).map(terminal::chart).collect();
+            report::text(drawn.join("\n").trim_end())
         }
-    };
-    args.tasks.iter().map(suite).collect()
+    }
 }
 
 /// Summaries of what was asked now, in the order of the arguments; other runs in the same file are left out.
@@ -208,36 +216,4 @@ fn of_this_run(plan: &Plan<'_>, results: &Results) -> Vec<Summary> {
     });
     all.sort_by_key(|s| (task_at(&s.setting, &s.task), method_at(&s.method), budget_at(&s.budget)));
     all
-}
-
-fn table(result: &Report) -> Result<String> {
-    let mut out = String::new();
-    let width = result.results.iter().map(|s| s.method.chars().count()).max().unwrap_or(0).max(14);
-    let bytes = format!("{} bytes per step", result.dtype);
-    writeln!(
-        out,
-        "{:<8} {:<width$} {:>6} {:>9} {:>13}  {:>8}  {bytes:>18}",
-        "task", "method", "budget", "right", "score", "of dense"
-    )?;
-    for cell in &result.results {
-        let bytes = report::bytes(cell.cache_bytes_per_step);
-        let (right, score, of_dense) = if is_likelihood(&cell.task) {
-            (String::new(), format!("{:.2} ± {:.2}", cell.score, cell.standard_error), String::new())
-        } else {
-            let dense =
-                result.results.iter().find(|c| c.task == cell.task && c.setting == cell.setting && c.method == "dense");
-            let dense_right = dense.map_or(cell.instances, |c| c.right);
-            (
-                format!("{}/{}", cell.right, cell.instances),
-                format!("{:.0} ± {:.0} %", 100.0 * cell.score, 100.0 * cell.standard_error),
-                format!("{:.0} %", 100.0 * cell.right_of_dense as f64 / dense_right.max(1) as f64),
-            )
-        };
-        writeln!(
-            out,
-            "{:<8} {:<width$} {:>6} {right:>9} {score:>13}  {of_dense:>8}  {bytes:>18}",
-            cell.task, cell.method, cell.budget
-        )?;
-    }
-    Ok(out.trim_end().to_owned())
 }

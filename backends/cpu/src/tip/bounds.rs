@@ -1,0 +1,265 @@
+//! The first pass over a sketch: what the scores of a step come to, in blocks of sixteen tokens, instead of the scores.
+//!
+//! For lists per query that is the largest score of each block. For a group's mean of softmaxes it is the largest mean
+//! that the softmaxes seen so far give: at the end every query's part of it was wrong by a factor that is known then, and
+//! between the smallest and the largest factor lies the truth. The factors of a span differ little from query to query,
+//! since all sums grow alike.
+//!
+//! Four bytes per block are kept where weights, written and read again, would be 128 per query.
+
+use super::{Ranking, SPAN, Sketches, VECTORS, score_kernel};
+use crate::exp::exp2;
+use crate::isa::dispatch;
+use crate::simd::{LANES, Simd};
+use std::ops::Range;
+
+/// Vectors of blocks in a span: a lane is a block of [`LANES`] tokens.
+pub(super) const VECTORS_OF_BLOCKS: usize = VECTORS / LANES;
+
+/// What one thread found out about a stretch of the context.
+#[derive(Debug, Default)]
+pub(super) struct Bounds {
+    /// The largest of each block, a lane each: `[blocks / 16, lists]`.
+    pub(super) largest: Vec<[f32; LANES]>,
+    /// For a mean: the softmaxes that each span was weighed with, `[spans, G]`.
+    pub(super) weighed_with: Vec<Softmax>,
+    /// For a mean: the softmaxes of the whole stretch, `[G]`.
+    pub(super) softmax: Vec<Softmax>,
+    /// The scores of a span, then of a mean the span's part of it.
+    scores: Vec<[f32; LANES]>,
+    means: Vec<[f32; LANES]>,
+}
+
+/// A softmax over scores of which the largest and the sum are known: `Σ 2^((score - largest) * scale)`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Softmax {
+    pub(super) largest: f32,
+    pub(super) total: f32,
+}
+
+impl Softmax {
+    pub(super) const NOTHING: Self = Self { largest: f32::NEG_INFINITY, total: 0.0 };
+
+    /// Raises the largest score to at least this one.
+    fn raise(&mut self, largest: f32, scale: f32) {
+        if largest > self.largest {
+            self.total *= ((self.largest - largest) * scale).exp2();
+            self.largest = largest;
+        }
+    }
+
+    /// Both stretches together.
+    pub(super) fn merge(mut self, other: Self, scale: f32) -> Self {
+        self.raise(other.largest, scale);
+        if other.total > 0.0 {
+            self.total += other.total * ((other.largest - self.largest) * scale).exp2();
+        }
+        self
+    }
+
+    /// What a weight is multiplied with; 0 where there is no score to weigh.
+    pub(super) fn share(self) -> f32 {
+        if self.total > 0.0 { 1.0 / self.total } else { 0.0 }
+    }
+}
+
+impl Bounds {
+    /// Looks at the tokens of `range`, which starts at a whole span.
+    pub(super) fn find(&mut self, sketches: &Sketches<'_>, range: Range<usize>, ranking: Ranking) {
+        let group: usize = sketches.iter().map(|(_, queries)| queries.len()).sum();
+        let spans = range.len().div_ceil(SPAN);
+        self.weighed_with.clear();
+        self.softmax.clear();
+        self.softmax.resize(group, Softmax::NOTHING);
+        self.means.resize(VECTORS, [0.0; LANES]);
+        self.largest.resize(spans * VECTORS_OF_BLOCKS * ranking.lists(group), [0.0; LANES]);
+        self.scores.resize(VECTORS * group, [0.0; LANES]);
+        find(sketches, range, ranking, self);
+    }
+}
+
+dispatch! {
+    fn find(sketches: &Sketches<'_>, range: Range<usize>, ranking: Ranking, bounds: &mut Bounds) = find_kernel
+}
+
+#[inline(always)]
+fn find_kernel<S: Simd>(simd: S, sketches: &Sketches<'_>, range: Range<usize>, ranking: Ranking, bounds: &mut Bounds) {
+    let Bounds { largest, weighed_with, softmax, scores, means } = bounds;
+    let group = scores.len() / VECTORS;
+    let lists = ranking.lists(group);
+    let stretch = range.len();
+    for (s, largest) in largest.chunks_exact_mut(VECTORS_OF_BLOCKS * lists).enumerate() {
+        let (from, to) = (s * SPAN, ((s + 1) * SPAN).min(stretch));
+        let mut first = 0;
+        for (rows, queries) in sketches {
+            let rows = rows.span(range.start + from..range.start + to);
+            score_kernel(simd, &rows, queries, &mut scores[first..], group);
+            first += queries.len();
+        }
+        clear_behind(scores, to - from, group);
+        match ranking {
+            Ranking::Each => {
+                for g in 0..group {
+                    for (blocks, largest) in scores.chunks_exact(LANES * group).zip(largest.chunks_exact_mut(group)) {
+                        simd.store(simd.largest_of_each(column(simd, blocks, g, group)), &mut largest[g]);
+                    }
+                }
+            }
+            Ranking::Mean { scale } => {
+                let before = weighed_with.len();
+                weighed_with.extend_from_slice(softmax);
+                weigh(simd, scores, group, scale, &mut weighed_with[before..], softmax, means);
+                for (means, largest) in means.chunks_exact(LANES).zip(largest) {
+                    simd.store(simd.largest_of_each(column(simd, means, 0, 1)), largest);
+                }
+            }
+        }
+    }
+}
+
+/// Vectors of query `g`; lanes that are no number are as low as can be.
+#[inline(always)]
+fn column<S: Simd>(simd: S, blocks: &[[f32; LANES]], g: usize, group: usize) -> [S::F; LANES] {
+    let lowest = simd.splat(f32::NEG_INFINITY);
+    let mut column = [lowest; LANES];
+    for i in 0..LANES {
+        column[i] = simd.max(simd.load(&blocks[i * group + g]), lowest);
+    }
+    column
+}
+
+/// `means` become what the softmaxes `with` make of a span's scores; then the span is added to `softmax`.
+///
+/// One pass over the scores, with what was known before them. Where that is nothing, they are looked at first.
+#[inline(always)]
+fn weigh<S: Simd>(
+    simd: S,
+    scores: &[[f32; LANES]],
+    group: usize,
+    scale: f32,
+    with: &mut [Softmax],
+    softmax: &mut [Softmax],
+    means: &mut [[f32; LANES]],
+) {
+    let mut g = 0;
+    while g < group {
+        // Tiles of 4, 2 or 1 queries.
+        let tile = match group - g {
+            4.. if S::WIDE => 4,
+            2.. => 2,
+            _ => 1,
+        };
+        for q in g..g + tile {
+            if with[q].total == 0.0 {
+                with[q] = estimate(simd, scores, q, group, scale);
+            }
+        }
+        let (with, softmax) = (&mut with[g..g + tile], &mut softmax[g..g + tile]);
+        loop {
+            let mut seen = [Softmax::NOTHING; 4];
+            match tile {
+                4 => weigh_tile::<S, 4>(simd, scores, g, group, scale, with, &mut seen, means),
+                2 => weigh_tile::<S, 2>(simd, scores, g, group, scale, with, &mut seen, means),
+                _ => weigh_tile::<S, 1>(simd, scores, g, group, scale, with, &mut seen, means),
+            }
+            // So far above everything before that weights are no number: again, beside the new largest.
+            let mut again = false;
+            for (with, seen) in with.iter_mut().zip(&seen) {
+                if (seen.largest - with.largest) * scale > LARGEST_RISE {
+                    with.raise(seen.largest, scale);
+                    // Any sum will do that is one: what it is off by is known at the end.
+                    with.total = with.total.max(LEAST_TOTAL);
+                    again = true;
+                }
+            }
+            if !again {
+                for q in 0..tile {
+                    let span = Softmax { largest: with[q].largest, total: seen[q].total };
+                    softmax[q] = softmax[q].merge(span, scale);
+                    softmax[q].raise(seen[q].largest, scale);
+                }
+                break;
+            }
+        }
+        g += tile;
+    }
+}
+
+/// Weights up to two to this power are summed without a thought.
+const LARGEST_RISE: f32 = 64.0;
+
+/// What is left of a sum beside scores far above its own.
+const LEAST_TOTAL: f32 = 1e-20;
+
+/// The softmax of query `g` over a span alone.
+#[inline(always)]
+fn estimate<S: Simd>(simd: S, scores: &[[f32; LANES]], g: usize, group: usize, scale: f32) -> Softmax {
+    let mut largest = simd.splat(f32::NEG_INFINITY);
+    for block in scores.chunks_exact(group) {
+        largest = simd.max(simd.load(&block[g]), largest); // a NaN loses against any number
+    }
+    let largest = simd.largest(largest);
+    if largest == f32::NEG_INFINITY {
+        return Softmax::NOTHING;
+    }
+    let (factor, shift) = (simd.splat(scale), simd.splat(-largest * scale));
+    let mut total = simd.splat(0.0);
+    for block in scores.chunks_exact(group) {
+        total = simd.add(total, exp2(simd, simd.mul_add(simd.load(&block[g]), factor, shift)));
+    }
+    Softmax { largest, total: simd.sum(total) }
+}
+
+/// [`weigh`] for `Q` queries from `first` on. `seen` becomes their largest scores, and their sums beside `with`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn weigh_tile<S: Simd, const Q: usize>(
+    simd: S,
+    scores: &[[f32; LANES]],
+    first: usize,
+    group: usize,
+    scale: f32,
+    with: &[Softmax],
+    seen: &mut [Softmax],
+    means: &mut [[f32; LANES]],
+) {
+    let zero = simd.splat(0.0);
+    let factor = simd.splat(scale);
+    let (mut shift, mut share) = ([zero; Q], [zero; Q]);
+    for q in 0..Q {
+        // Of a query without a score so far nothing is weighed.
+        let known = with[q].total > 0.0;
+        shift[q] = simd.splat(if known { -with[q].largest * scale } else { 0.0 });
+        share[q] = simd.splat(with[q].share());
+    }
+    let (mut largest, mut total) = ([simd.splat(f32::NEG_INFINITY); Q], [zero; Q]);
+    for (scores, mean) in scores.chunks_exact(group).zip(means) {
+        let scores = &scores[first..first + Q];
+        let mut sum = if first == 0 { zero } else { simd.load(mean) };
+        for q in 0..Q {
+            let score = simd.load(&scores[q]);
+            largest[q] = simd.max(score, largest[q]);
+            // 2^(score * scale - largest * scale), in one rounding.
+            let weight = exp2(simd, simd.mul_add(score, factor, shift[q]));
+            total[q] = simd.add(total[q], weight);
+            sum = simd.mul_add(weight, share[q], sum);
+        }
+        simd.store(sum, mean);
+    }
+    for q in 0..Q {
+        let known = with[q].total > 0.0;
+        seen[q] = Softmax { largest: simd.largest(largest[q]), total: if known { simd.sum(total[q]) } else { 0.0 } };
+    }
+}
+
+/// Lanes and vectors past the last of `rows` hold what they held before: they must not count.
+#[inline(always)]
+fn clear_behind(scores: &mut [[f32; LANES]], rows: usize, group: usize) {
+    if rows < SPAN {
+        let (vector, rest) = (rows / LANES, rows % LANES);
+        let behind = &mut scores[vector * group..];
+        for (i, lanes) in behind.iter_mut().enumerate() {
+            lanes[if i < group { rest } else { 0 }..].fill(f32::NEG_INFINITY);
+        }
+    }
+}
