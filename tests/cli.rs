@@ -538,8 +538,8 @@ fn devices_are_listed_and_others_refused() {
 /// A copy of nano that knows conversations.
 fn talking_nano() -> tempfile::TempDir {
     let folder = nano();
-    let template =
-        "<|endoftext|>{% for message in messages %}\n{{ message.role }}: {{ message.content }}{% endfor %}\nassistant:";
+    let template = "<|endoftext|>{% for message in messages %}\
+                    {{ '\\n' + message.role + ': ' + message.content | trim }}{% endfor %}{{ '\\nassistant:' }}";
     std::fs::write(folder.path().join("chat_template.jinja"), template).expect("written");
     folder
 }
@@ -572,9 +572,9 @@ fn a_conversation_keeps_its_cache() {
     assert_eq!(replies.len(), 2);
     let count = |reply: &Value, key: &str| reply[key].as_u64().expect("a count");
     assert_eq!(count(&replies[0], "held_tokens"), 0);
-    // The second turn reads the reply's last token and what came after it.
+    // The second turn reads what came after the first one's prompt, without most of the reply.
     let read = count(&replies[1], "prompt_tokens") - count(&replies[1], "held_tokens");
-    assert!(count(&replies[1], "held_tokens") > count(&replies[0], "prompt_tokens"), "{replies:?}");
+    assert!(count(&replies[1], "held_tokens") >= count(&replies[0], "prompt_tokens"), "{replies:?}");
     assert!(read < 40, "{replies:?}");
     // The first turn is what `generate --chat` gives.
     let once = json(&[&["generate", FIRST, "--chat", "--system", "Be brief."], &common[..]].concat());
@@ -589,7 +589,10 @@ fn a_conversation_keeps_its_cache() {
     let replies = chat(&[], &format!("/read {}\n{SECOND}\n", file.display()));
     assert!(replies.len() == 1 && count(&replies[0], "prompt_tokens") > 400, "{replies:?}");
     // Text mode: replies to stdout, all else to stderr.
-    let output = with_input(&["chat", "--model", model, "--max-new-tokens", "4"], &format!("{FIRST}\n{SECOND}\n"));
+    let output = with_input(
+        &["chat", "--model", model, "--max-new-tokens", "4", "--stop", "\n"],
+        &format!("{FIRST}\n{SECOND}\n"),
+    );
     assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 2);
     assert!(String::from_utf8_lossy(&output.stderr).contains("in the cache"));
 }
@@ -690,4 +693,50 @@ fn a_prompt_once_read_is_saved_and_continued() {
     assert_eq!([tokens(&first), tokens(&second)].concat(), tokens(&at_once));
     let refusal = with_input(&[&chat[..], &["--load-session", &talk, "--system", "x"]].concat(), "");
     assert!(String::from_utf8_lossy(&refusal.stderr).contains("--system"));
+}
+
+/// Prompts of unequal length, each with its own budget, written together: what each gets alone.
+#[test]
+fn a_batch_is_its_prompts_one_by_one() {
+    let folder = talking_nano();
+    let model = folder.path().to_str().expect("UTF-8");
+    let file = folder.path().join("prompts.jsonl");
+    let long = format!("{FIRST} {}", "The lion slept by the river. ".repeat(60));
+    let budgets = ["24", "10%", "48", "24", "64", "24", "24", "24", "24", "24"];
+    let prompts: Vec<String> = (0..budgets.len()).map(|i| format!("{}{SECOND}", &long[..i * 150])).collect();
+    let lines: Vec<String> = prompts
+        .iter()
+        .zip(budgets)
+        .map(|(prompt, budget)| serde_json::json!({"prompt": prompt, "budget": budget, "seed": 5}).to_string())
+        .collect();
+    std::fs::write(&file, lines.join("\n\n")).expect("written");
+    let path = file.to_str().expect("UTF-8");
+    let common = ["--model", model, "--dense-below", "0", "--max-new-tokens", "10", "--format", "json"];
+    for sampling in [&["--temperature", "0"][..], &["--temperature", "1.1", "--seed", "5"]] {
+        let output = fasa(&[&["generate", "--prompts", path, "--batch", "9"], &common[..], sampling].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let lines = String::from_utf8(output.stdout).expect("UTF-8");
+        let batch: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(batch.len(), budgets.len());
+        for (i, together) in batch.iter().enumerate() {
+            let alone =
+                json(&[&["generate", prompts[i].as_str(), "--budget", budgets[i]], &common[..], sampling].concat());
+            for key in ["tokens", "text", "stop", "prompt_tokens", "tokens_kept"] {
+                assert_eq!(together[key], alone[key], "{key} of prompt {i}");
+            }
+            assert_eq!(together["line"], 2 * i + 1);
+        }
+    }
+    // Plain lines, as messages.
+    std::fs::write(&file, format!("{FIRST}\n{SECOND}\n")).expect("written");
+    let output = fasa(&[&["generate", "--prompts", path, "--chat"], &common[..]].concat());
+    let lines = String::from_utf8(output.stdout).expect("UTF-8");
+    let second: Value = serde_json::from_str(lines.lines().nth(1).expect("two lines")).expect("JSON");
+    assert_eq!(second["tokens"], json(&[&["generate", SECOND, "--chat"], &common[..]].concat())["tokens"]);
+    std::fs::write(&file, format!("{FIRST}\n{{\"prompt\": \"x\", \"budget\": \"0\"}}")).expect("written");
+    refused(&["generate", "--prompts", path], &["line 2", "prompts.jsonl", "at least 1"]);
+    std::fs::write(&file, "word ".repeat(9000)).expect("written");
+    refused(&["generate", "--prompts", path], &["line 1", "positions"]);
+    std::fs::write(&file, "\n").expect("written");
+    refused(&["generate", "--prompts", path], &["prompts.jsonl", "one per line"]);
 }

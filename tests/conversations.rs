@@ -68,7 +68,7 @@ fn covering() -> Method {
 fn turns_with_the_cache_kept_equal_the_conversation_at_once() {
     // Keys of one position computed alone and among others differ by rounding.
     for (dtype, method, tolerance) in
-        [(Dtype::F32, Method::Dense, 1e-4), (Dtype::F32, covering(), 1e-4), (Dtype::F16, Method::Dense, 2e-2)]
+        [(Dtype::F32, Method::Dense, 5e-4), (Dtype::F32, covering(), 5e-4), (Dtype::F16, Method::Dense, 2e-2)]
     {
         let talk = Talk::new(dtype);
         let options = options(method);

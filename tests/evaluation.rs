@@ -44,15 +44,22 @@ fn data(name: &str) -> String {
 /// What ranks the chunks makes a difference, and each ranking is its own: good ones answer what drawn ones do not.
 #[test]
 fn every_criterion_ranks_chunks_of_its_own() {
-    let methods = "dense,default,default:criterion=agreement,default:criterion=greedy,default:criterion=neighbours,\
-                   default:criterion=random,default:criterion=random:seed=1";
-    let common = ["--tokens", "900", "--instances", "6", "--budget", "40", "--chunks", "6", "--methods", methods];
+    let folder = tempfile::tempdir().expect("a folder");
+    // A greedy calibration of the usual size takes a minute.
+    let greedy = folder.path().join("small.profile").display().to_string();
+    text(&["calibrate", "--criterion", "greedy", "--samples", "2", "--tokens", "500", "--output", &greedy]);
+    let methods = format!(
+        "dense,default,default:criterion=agreement,default:criterion=greedy:profile={greedy},default:criterion=neighbours,\
+         default:criterion=random,default:criterion=random:seed=1"
+    );
+    let common = ["--tokens", "900", "--instances", "6", "--budget", "40", "--chunks", "6", "--methods", &methods];
     let cells = eval(&[&["kv"], &common[..]].concat());
     assert_eq!(cells.len(), 7);
     let right = |method: &str| cell(&cells, "kv", method)["right"].as_u64().expect("a count");
     let dense = right("dense");
     assert!(dense >= 5, "{cells:?}");
     assert!(right("fasa (default, chunks 6)") > right("fasa (default, chunks 6, criterion random)"), "{cells:?}");
+    assert!(right("fasa (default, chunks 6, criterion greedy, profile small)") > 0, "{cells:?}");
     let profiles: std::collections::HashSet<&str> = cells.iter().filter_map(|c| c["profile"].as_str()).collect();
     assert_eq!(profiles.len(), 6, "six rankings: {cells:?}");
     for cell in &cells {

@@ -74,6 +74,19 @@ fn the_page_is_whole_and_needs_nothing_else() {
     }
     assert!(!page.contains("<script") && !page.contains("NaN"));
 
+    let (results, tables) = (folder.path().join("results.jsonl"), folder.path().join("tables.md"));
+    let (results, tables) = (results.to_str().expect("UTF-8"), tables.to_str().expect("UTF-8"));
+    let (ok, said) = fasa(&["report", results, "--output", tables]);
+    assert!(ok, "{said}");
+    let written = std::fs::read_to_string(tables).expect("written");
+    assert!(written.contains("| method | budget | kv | needle | bytes per step |"), "{written}");
+    assert!(
+        written.contains("fasa eval kv needle --tokens 500") && written.contains("| streaming | 64 | "),
+        "{written}"
+    );
+    let (ok, said) = fasa(&["report", results, "--output", tables, "--profile", "x"]);
+    assert!(!ok, "{said}");
+
     let (ok, said) = fasa(&["report", path.to_str().expect("UTF-8")]);
     assert!(!ok && said.contains("line 1") && said.contains("page.html"), "{said}");
     let (ok, said) = fasa(&["report", "no-such.jsonl"]);
@@ -131,7 +144,7 @@ fn in_browsers(folder: &Path, page: &str) {
         let complaints = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!complaints.contains("CONSOLE"), "{complaints}");
         let dom = String::from_utf8_lossy(&output.stdout).into_owned();
-        let seen = dom.split_once("id=\"seen\">").and_then(|(_, rest)| rest.split_once("</pre>"));
+        let seen = dom.rsplit_once("id=\"seen\">").and_then(|(_, rest)| rest.split_once("</pre>"));
         let seen: Vec<Value> = serde_json::from_str(seen.expect("the script ran").0).expect("JSON");
         for (view, width) in seen.iter().zip([390.0, 1200.0]) {
             assert!(view["wide"].as_f64().expect("a number") <= width, "wider than {width}: {view}");

@@ -135,7 +135,7 @@ fn sessions_of_others_are_refused() {
         fasa("fasa-default.profile", config)
     };
     let cases: [(&Decoder, Method, &[&str]); 6] = [
-        (&other, Method::Dense, &["another model", "`layers`", "--model"]),
+        (&other, Method::Dense, &["another model", ", here ", "--model"]),
         (&nano(Dtype::F32), Method::Dense, &["f16", "f32", "--dtype f16"]),
         (&decoder, fasa("fasa-paper.profile", FasaConfig::PAPER), &["sketch", "8 chunks in f16", "16 chunks in int4"]),
         (&decoder, changed(|c| c.chunks = ChunkCount::Count(8)), &["8 chunks", "16 chunks", "settings"]),
@@ -229,8 +229,10 @@ fn damaged_sessions_are_refused() {
         ("huge rows", "\"row_bytes\":16", "\"row_bytes\":18446744073709551615", "sketch"),
         ("huge heads", "\"heads\":2,", "\"heads\":4000000000,", "sketch"),
         ("other heads", "\"heads\":2,", "\"heads\":4,", "heads"),
-        ("no such layer", "\"first_layer\":1", "\"first_layer\":6", "sketch"),
-        ("an earlier layer", "\"first_layer\":1", "\"first_layer\":0", ""),
+        ("no such layer", "[1,2,3,4,5]", "[1,2,3,4,6]", "sketch"),
+        ("a layer twice", "[1,2,3,4,5]", "[1,2,3,4,4]", "sketch"),
+        ("a layer more", "[1,2,3,4,5]", "[0,1,2,3,4,5]", ""),
+        ("a layer fewer", "[1,2,3,4,5]", "[1,2,3,4]", ""),
         ("an unknown field", "\"tokens\":20", "\"tokens\":20,\"extra\":1", "header"),
         ("no JSON", "{", "(", "header"),
     ] {

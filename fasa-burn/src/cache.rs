@@ -242,6 +242,7 @@ impl KvCache {
     /// Counts `new` more tokens as held.
     pub(crate) fn advance(&mut self, new: usize) {
         self.len += new;
+        self.expected = self.expected.max(self.len);
     }
 
     /// Keys and values of `layer`, `[kv_heads, capacity, head_dim]` each.

@@ -1,9 +1,9 @@
-//! Weights on disk: one safetensors file, or a folder with one or with an index and its shards.
+//! Weights on disk: one safetensors file, a folder with one or with an index and its shards, or a GGUF file.
 //!
-//! Opening reads and checks the headers only; a tensor's bytes are read when it is asked for, straight into what is wanted, so
-//! the peak is one tensor above what the model keeps. Files are read, not mapped: a mapped file that another process
-//! shortens brings the program down, and mapping needs `unsafe`. No length in a file is believed before it has been
-//! held against the file's real size.
+//! Opening maps the files and checks their headers; a tensor's bytes are looked at when it is asked for, converted piece by
+//! piece into what is wanted, and given back, so the peak is a piece above what the model keeps. No length in a file is
+//! believed before it has been held against the file's real size. Files must not be changed while they are loaded
+//! ([`fasa_cpu::map`]); replacing them by renaming does no harm.
 
 mod index;
 mod shard;
@@ -20,6 +20,7 @@ use half::f16;
 use safetensors::tensor::{Dtype, TensorInfo};
 
 use crate::error::{Error, Result};
+use crate::gguf::{self, Entry as GgufEntry, Gguf};
 use shard::Shard;
 
 const SINGLE_FILE: &str = "model.safetensors";
@@ -31,21 +32,49 @@ pub struct Checkpoint {
     /// What was opened, for errors that concern no single file.
     path: PathBuf,
     shards: Vec<Shard>,
+    gguf: Option<Gguf>,
     /// Sorted by name, so that listings and reports come in the same order every time.
     tensors: BTreeMap<String, Tensor>,
 }
 
 #[derive(Debug)]
 struct Tensor {
-    shard: usize,
-    info: TensorInfo,
+    place: Place,
     /// Whether it has been given out.
     read: AtomicBool,
 }
 
+#[derive(Debug)]
+enum Place {
+    /// In a safetensors file, by its number.
+    Shard(usize, TensorInfo),
+    /// In the GGUF file.
+    Gguf(GgufEntry),
+}
+
+impl Tensor {
+    fn new(place: Place) -> Self {
+        Self { place, read: AtomicBool::new(false) }
+    }
+
+    fn shape(&self) -> &[usize] {
+        match &self.place {
+            Place::Shard(_, info) => &info.shape,
+            Place::Gguf(entry) => &entry.shape,
+        }
+    }
+
+    fn is_half(&self) -> bool {
+        match &self.place {
+            Place::Shard(_, info) => matches!(info.dtype, Dtype::F16 | Dtype::BF16),
+            Place::Gguf(entry) => entry.is_half,
+        }
+    }
+}
+
 impl Checkpoint {
-    /// Opens a `.safetensors` file or a folder (with `model.safetensors`, else with `model.safetensors.index.json` and
-    /// the shards it names), and checks every header against its file.
+    /// Opens a `.safetensors` file, a `.gguf` file, or a folder (with `model.safetensors`, else with
+    /// `model.safetensors.index.json` and the shards it names), and checks every header against its file.
     ///
     /// # Errors
     /// [`Error::Io`] if a file cannot be read; [`Error::Unsupported`] for other file formats; [`Error::Checkpoint`] if
@@ -64,15 +93,18 @@ impl Checkpoint {
                 Err(Error::checkpoint(
                     path,
                     format!("the folder holds neither {SINGLE_FILE} nor {INDEX_FILE}"),
-                    "name the folder of a checkpoint in safetensors format (convert .bin or .gguf weights first)",
+                    "name the folder of a checkpoint in safetensors format (convert .bin weights first), or a .gguf file itself",
                 ))
             };
+        }
+        if gguf::is_gguf(path) {
+            return Self::from_gguf(Gguf::open(path)?);
         }
         if path.extension().is_none_or(|extension| extension != "safetensors") {
             return Err(Error::unsupported(
                 path,
                 "a checkpoint in this format",
-                "name a .safetensors file or the folder that holds it",
+                "name a .safetensors file, the folder that holds it, or a .gguf file",
             ));
         }
         Self::from_shards(path, vec![Shard::open(path)?])
@@ -108,7 +140,10 @@ impl Checkpoint {
         }
         let checkpoint = Self::from_shards(folder, shards)?;
         for (name, file) in &weight_map {
-            let found = checkpoint.tensors.get(name).map(|tensor| tensor.shard);
+            let found = checkpoint.tensors.get(name).and_then(|tensor| match &tensor.place {
+                Place::Shard(number, _) => Some(*number),
+                Place::Gguf(_) => None,
+            });
             if found != number_of.get(file.as_str()).copied() {
                 return Err(Error::tensor(
                     index,
@@ -125,22 +160,41 @@ impl Checkpoint {
         let mut tensors = BTreeMap::new();
         for (number, shard) in shards.iter().enumerate() {
             for (name, info) in shard.tensors() {
-                let tensor = Tensor { shard: number, info: info.clone(), read: AtomicBool::new(false) };
+                let tensor = Tensor::new(Place::Shard(number, info.clone()));
                 match tensors.entry(name) {
                     Entry::Vacant(entry) => entry.insert(tensor),
                     Entry::Occupied(entry) => {
-                        let first = &shards[entry.get().shard];
+                        let first = match &entry.get().place {
+                            Place::Shard(first, _) => shards[*first].path(),
+                            Place::Gguf(_) => path,
+                        };
                         return Err(Error::tensor(
                             shard.path(),
                             entry.key(),
-                            format!("is also in `{}`", first.path().display()),
+                            format!("is also in `{}`", first.display()),
                             "keep the shards of one revision only",
                         ));
                     }
                 };
             }
         }
-        Ok(Self { path: path.to_owned(), shards, tensors })
+        Ok(Self { path: path.to_owned(), shards, gguf: None, tensors })
+    }
+
+    /// The tensors of a GGUF file, by their names in `transformers`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for an architecture that is not translated; [`Error::Checkpoint`] for two tensors that
+    /// would have one name.
+    pub fn from_gguf(file: Gguf) -> Result<Self> {
+        let path = file.path().to_owned();
+        let mut tensors = BTreeMap::new();
+        for (name, entry) in file.entries()? {
+            if tensors.insert(name.clone(), Tensor::new(Place::Gguf(entry))).is_some() {
+                return Err(Error::tensor(&path, &name, "comes twice", "download it again"));
+            }
+        }
+        Ok(Self { path, shards: Vec::new(), gguf: Some(file), tensors })
     }
 
     /// The folder, the file or the name it was opened with.
@@ -160,22 +214,22 @@ impl Checkpoint {
 
     /// The shape of a tensor, if there is one of that name.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors.get(name).map(|tensor| tensor.info.shape.as_slice())
+        self.tensors.get(name).map(Tensor::shape)
     }
 
-    /// Whether all matrices are stored in 16 bits, F16 or BF16.
+    /// Whether all matrices are stored in 16 bits, F16 or BF16, or quantized to fewer.
     pub fn is_half(&self) -> bool {
-        let mut matrices = self.tensors.values().map(|t| &t.info).filter(|info| info.shape.len() > 1).peekable();
-        matrices.peek().is_some() && matrices.all(|info| matches!(info.dtype, Dtype::F16 | Dtype::BF16))
+        let mut matrices = self.tensors.values().filter(|tensor| tensor.shape().len() > 1).peekable();
+        matrices.peek().is_some() && matrices.all(Tensor::is_half)
     }
 
-    /// Reads a tensor in row-major order, converting F16 and BF16 to `f32` (both exact).
+    /// Reads a tensor in row-major order as `f32`: F16 and BF16 exactly, quantized ones dequantized.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if there is no such tensor, its shape is not `shape`, its elements are neither F32, F16
     /// nor BF16, or there is no memory for it; [`Error::Io`] if the file cannot be read any more.
     pub fn tensor_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        self.read(name, shape, Shard::read_f32)
+        self.read(name, shape, Shard::read_f32, Gguf::entry_f32)
     }
 
     /// Reads a tensor in row-major order as `f16`. Numbers of F32 and BF16 are rounded to the nearest; the smallest become
@@ -184,14 +238,15 @@ impl Checkpoint {
     /// # Errors
     /// As [`tensor_f32`](Self::tensor_f32), and [`Error::Overflow`] for a finite number beyond the largest of `f16`.
     pub fn tensor_f16(&self, name: &str, shape: &[usize]) -> Result<Vec<f16>> {
-        self.read(name, shape, Shard::read_f16)
+        self.read(name, shape, Shard::read_f16, Gguf::entry_f16)
     }
 
     fn read<T>(
         &self,
         name: &str,
         shape: &[usize],
-        read: impl FnOnce(&Shard, &str, &TensorInfo) -> Result<Vec<T>>,
+        of_shard: impl FnOnce(&Shard, &str, &TensorInfo) -> Result<Vec<T>>,
+        of_gguf: impl FnOnce(&Gguf, &GgufEntry) -> Result<Vec<T>>,
     ) -> Result<Vec<T>> {
         let Some(tensor) = self.tensors.get(name) else {
             return Err(Error::tensor(
@@ -201,16 +256,23 @@ impl Checkpoint {
                 "use the weights that belong to this config.json",
             ));
         };
-        let shard = &self.shards[tensor.shard];
-        if tensor.info.shape != shape {
+        let path = match &tensor.place {
+            Place::Shard(number, _) => self.shards[*number].path(),
+            Place::Gguf(_) => &self.path,
+        };
+        if tensor.shape() != shape {
             return Err(Error::tensor(
-                shard.path(),
+                path,
                 name,
-                format!("has the shape {:?}, expected {shape:?}", tensor.info.shape),
+                format!("has the shape {:?}, expected {shape:?}", tensor.shape()),
                 "use the config.json that belongs to these weights",
             ));
         }
-        let values = read(shard, name, &tensor.info)?;
+        let values = match (&tensor.place, &self.gguf) {
+            (Place::Shard(number, info), _) => of_shard(&self.shards[*number], name, info)?,
+            (Place::Gguf(entry), Some(file)) => of_gguf(file, entry)?,
+            (Place::Gguf(_), None) => unreachable!("such a place comes with its file"),
+        };
         tensor.read.store(true, Ordering::Relaxed);
         Ok(values)
     }

@@ -18,7 +18,7 @@ use crate::checkpoint::read_whole;
 use crate::error::{Error, Result};
 use choices::Attending;
 pub use choices::{Activation, Norm, NormPlace, QkNorm};
-use family::{FAMILIES, Family};
+use family::{Cap, FAMILIES, Family};
 use fields::Fields;
 pub use generation::GenerationConfig;
 pub use rope::{RopeConfig, RopeScaling};
@@ -191,18 +191,27 @@ impl ModelConfig {
         let num_hidden_layers = fields.size("num_hidden_layers", MAX_LAYERS)?;
         let max_position_embeddings = fields.size("max_position_embeddings", MAX_POSITIONS)?;
         let unrotated_layers = layers::unrotated(fields, family, num_hidden_layers)?;
-        let (sliding_window, sliding_layers) = layers::windows(fields, family, num_hidden_layers, &unrotated_layers)?;
         let (rope, local_rope) = RopeConfig::read(fields, family, head_dim, max_position_embeddings)?;
+        let max_position_embeddings = match rope.scaling {
+            // Its frequencies follow the length, without end.
+            RopeScaling::Dynamic { .. } => MAX_POSITIONS,
+            _ => max_position_embeddings,
+        };
+        let (sliding_window, sliding_layers) =
+            match layers::windows(fields, family, num_hidden_layers, &unrotated_layers)? {
+                // Phi 3.5 has one of twice its positions: none, as far as its layers can see.
+                (Some(window), _) if window >= max_position_embeddings => (None, Vec::new()),
+                windows => windows,
+            };
         let eps = fields.positive(family.norm_eps)?;
         let has_qk_norm = fields.presence(family.has_qk_norm)?;
         let multiplier = |name| match family.multipliers {
             true => fields.positive(name).map(|x| x.unwrap_or(1.0)),
             false => Ok(1.0),
         };
-        let softcap = |name, i: usize| match family.softcaps {
-            Some(_) if fields.is_null(name) => Ok(None),
-            Some(defaults) => fields.positive(name).map(|x| x.or(defaults[i])),
-            None => Ok(None),
+        let softcap = |name, cap| match cap {
+            Cap::Given(default) if !fields.is_null(name) => fields.positive(name).map(|cap| cap.or(default)),
+            _ => Ok(None),
         };
         Ok(Self {
             vocab_size,
@@ -224,11 +233,7 @@ impl ModelConfig {
             mlp_bias: fields.presence(family.mlp_bias)?,
             parallel_residual: fields.presence(family.parallel_residual)?,
             fused_projections: family.fused,
-            // Its frequencies follow the length, without end.
-            max_position_embeddings: match rope.scaling {
-                RopeScaling::Dynamic { .. } => MAX_POSITIONS,
-                _ => max_position_embeddings,
-            },
+            max_position_embeddings,
             rope,
             local_rope,
             unrotated_layers,
@@ -239,14 +244,14 @@ impl ModelConfig {
                 Attending::PreScalar => 1.0 / fields.positive("query_pre_attn_scalar")?.unwrap_or(256.0).sqrt(),
                 Attending::Multiplier => fields.positive("attention_multiplier")?.unwrap_or(1.0),
             },
-            attention_softcap: softcap("attn_logit_softcapping", 0)?,
+            attention_softcap: softcap("attn_logit_softcapping", family.attention_softcap)?,
             embedding_multiplier: match family.embedding_root {
                 true => (hidden_size as f64).sqrt(),
                 false => multiplier("embedding_multiplier")?,
             },
             residual_multiplier: multiplier("residual_multiplier")?,
             logits_multiplier: 1.0 / multiplier("logits_scaling")?,
-            logits_softcap: softcap("final_logit_softcapping", 1)?,
+            logits_softcap: softcap("final_logit_softcapping", family.logits_softcap)?,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(family.tied),
             bos_token_id: fields.token_id("bos_token_id")?,
             eos_token_ids: fields.token_ids("eos_token_id")?,

@@ -97,6 +97,69 @@ impl Outcome {
     }
 }
 
+/// A text that is being written: what follows from each row of logits.
+struct Writing {
+    sampler: Sampler,
+    /// The text, and what was written behind it.
+    history: Vec<u32>,
+    /// Tokens of the text.
+    given: usize,
+    stop: Option<StopReason>,
+    steps: usize,
+}
+
+/// One text of a batch.
+struct Started<'a> {
+    writing: Writing,
+    cache: KvCache,
+    logits: Vec<f32>,
+    options: &'a Options,
+    prefill: Duration,
+    decode: Duration,
+}
+
+impl Writing {
+    fn new(text: &[u32], sampling: &Sampling) -> Result<Self> {
+        let sampler = Sampler::new(sampling)?;
+        Ok(Self { sampler, history: text.to_vec(), given: text.len(), stop: None, steps: 0 })
+    }
+
+    /// Draws the next token from `logits`. Returns it if it has to be read, `None` where the text ends; `room` is how many
+    /// positions are left.
+    fn next(
+        &mut self,
+        logits: &mut [f32],
+        options: &Options,
+        room: usize,
+        listen: &mut dyn FnMut(Event) -> bool,
+    ) -> Option<u32> {
+        let token = self.sampler.next(logits, &self.history);
+        if options.stop_ids.contains(&token) {
+            self.stop = Some(StopReason::StopToken);
+            return None;
+        }
+        self.history.push(token);
+        let ends = [
+            (!listen(Event::Token(token)), StopReason::Listener),
+            (options.cancel.is_cancelled(), StopReason::Cancelled),
+            (self.history.len() - self.given >= options.max_new_tokens, StopReason::MaxNewTokens),
+            (room == 0, StopReason::Positions),
+        ];
+        self.stop = ends.into_iter().find(|(ends, _)| *ends).map(|(_, reason)| reason);
+        if self.stop.is_some() {
+            return None;
+        }
+        self.steps += 1;
+        Some(token)
+    }
+
+    fn outcome(mut self, held_tokens: usize, prefill: Duration, decode: Duration) -> Outcome {
+        let tokens = self.history.split_off(self.given);
+        let stop = self.stop.unwrap_or(StopReason::MaxNewTokens);
+        Outcome { prompt_tokens: self.given, held_tokens, tokens, stop, prefill, steps: self.steps, decode }
+    }
+}
+
 impl Decoder {
     /// Reads `prompt` behind what the cache holds and writes the continuation. `listen` hears of every event and stops the
     /// text by returning `false`.
@@ -124,45 +187,92 @@ impl Decoder {
         options: &Options,
         listen: &mut dyn FnMut(Event) -> bool,
     ) -> Result<Outcome> {
-        let mut sampler = Sampler::new(&options.sampling)?;
+        let mut writing = Writing::new(text, &options.sampling)?;
         let prompt = &text[held..];
         self.check_room(prompt, cache.len(), options.max_new_tokens)?;
         let started = Instant::now();
         let mut logits = self.prefill(prompt, cache, options, listen)?;
         let prefill = started.elapsed();
-
-        let mut history = text.to_vec();
-        let (mut stop, mut steps) = (StopReason::MaxNewTokens, 0);
+        let positions = self.config().max_position_embeddings;
         let started = Instant::now();
-        for written in 0..options.max_new_tokens {
-            let token = sampler.next(&mut logits, &history);
-            if options.stop_ids.contains(&token) {
-                stop = StopReason::StopToken;
-                break;
-            }
-            history.push(token);
-            if !listen(Event::Token(token)) {
-                stop = StopReason::Listener;
-                break;
-            }
-            if options.cancel.is_cancelled() {
-                stop = StopReason::Cancelled;
-                break;
-            }
-            if written + 1 == options.max_new_tokens {
-                break;
-            }
-            if cache.len() >= self.config().max_position_embeddings {
-                stop = StopReason::Positions;
-                break;
-            }
+        while let Some(token) = writing.next(&mut logits, options, positions - cache.len(), listen) {
             let row = self.forward(&[token], cache, &options.method, Logits::Last)?;
             logits = to_host(row.ok_or(Error::Cancelled)?)?;
-            steps += 1;
         }
-        let decode = started.elapsed();
-        let tokens = history.split_off(text.len());
-        Ok(Outcome { prompt_tokens: text.len(), held_tokens: held, tokens, stop, prefill, steps, decode })
+        Ok(writing.outcome(held, prefill, started.elapsed()))
+    }
+
+    /// Writes the continuations of several texts at once: each is read by itself, then every step writes a token of all
+    /// that have not ended, for one pass over the weights. `listen` hears of the events of each by its number.
+    ///
+    /// Each has its own method, budget and sampling, and gets what [`generate`](Self::generate) gives it alone. All caches
+    /// are held at once.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate): for a text in its place in the list, the others go on; [`Error::Device`] or
+    /// [`Error::Core`] for all.
+    pub fn generate_batch(
+        &self,
+        texts: &[(&[u32], &Options)],
+        listen: &mut dyn FnMut(usize, Event) -> bool,
+    ) -> Result<Vec<Result<Outcome>>> {
+        let mut started: Vec<Result<Started<'_>>> = Vec::new();
+        for (number, (text, options)) in texts.iter().enumerate() {
+            started.push(self.start(text, options, &mut |event| listen(number, event)));
+        }
+        let positions = self.config().max_position_embeddings;
+        loop {
+            let (mut tokens, mut active) = (Vec::new(), Vec::new());
+            for (number, text) in started.iter_mut().enumerate().filter_map(|(n, t)| Some((n, t.as_mut().ok()?))) {
+                let room = positions - text.cache.len();
+                let began = Instant::now();
+                let next = match text.writing.stop {
+                    None => text.writing.next(&mut text.logits, text.options, room, &mut |event| listen(number, event)),
+                    Some(_) => None,
+                };
+                if let Some(token) = next {
+                    tokens.push(token);
+                    active.push((text, began));
+                }
+            }
+            if active.is_empty() {
+                break;
+            }
+            let methods: Vec<&Method> = active.iter().map(|(text, _)| &text.options.method).collect();
+            let mut caches: Vec<&mut KvCache> = Vec::new();
+            let mut rest = Vec::new();
+            for (Started { cache, logits, decode, .. }, began) in active {
+                caches.push(cache);
+                rest.push((logits, decode, began));
+            }
+            let rows = to_host(self.forward_batch(&tokens, &mut caches, &methods)?)?;
+            let width = rows.len() / rest.len();
+            for (row, (logits, decode, began)) in rows.chunks(width).zip(rest) {
+                logits.clear();
+                logits.extend_from_slice(row);
+                // The step's whole time, for each of its texts: so long it took to wait for the token.
+                *decode += began.elapsed();
+            }
+        }
+        Ok(started
+            .into_iter()
+            .map(|text| text.map(|text| text.writing.outcome(0, text.prefill, text.decode)))
+            .collect())
+    }
+
+    /// Reads a text into a cache of its own.
+    fn start<'a>(
+        &self,
+        text: &[u32],
+        options: &'a Options,
+        listen: &mut dyn FnMut(Event) -> bool,
+    ) -> Result<Started<'a>> {
+        let writing = Writing::new(text, &options.sampling)?;
+        let mut cache = self.new_cache(1);
+        self.check_room(text, 0, options.max_new_tokens)?;
+        let began = Instant::now();
+        let logits = self.prefill(text, &mut cache, options, listen)?;
+        Ok(Started { writing, cache, logits, options, prefill: began.elapsed(), decode: Duration::ZERO })
     }
 
     pub(crate) fn check_room(&self, prompt: &[u32], held: usize, max_new_tokens: usize) -> Result<()> {

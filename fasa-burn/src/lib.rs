@@ -3,6 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`config`], [`checkpoint`], [`text`] | a Hugging Face folder: `config.json`, safetensors, `tokenizer.json` |
+//! | [`gguf`] | the same in one GGUF file |
 //! | [`model`] | the decoder |
 //! | [`device`] | devices by name, and what keeps one from being used |
 //! | [`dtype`] | number formats of weights and cache |
@@ -31,6 +32,7 @@ pub mod dtype;
 pub mod error;
 pub mod evicting;
 pub mod generate;
+pub mod gguf;
 pub mod measure;
 pub mod method;
 pub mod model;

@@ -1,6 +1,7 @@
 //! A text that is being read and written: its tokens, and the cache that holds them.
 
 use crate::cache::KvCache;
+use crate::config::RopeScaling;
 use crate::error::Result;
 use crate::generate::{Event, Options, Outcome};
 use crate::model::Decoder;
@@ -59,7 +60,7 @@ impl Decoder {
         options: &Options,
         listen: &mut dyn FnMut(Event) -> bool,
     ) -> Result<Outcome> {
-        sequence.truncate(sequence.held(text));
+        sequence.truncate(self.reusable(sequence, text, options));
         let Sequence { cache, tokens } = sequence;
         let outcome = self.write(text, tokens.len(), cache, options, listen);
         let written = outcome.as_ref().map_or(&[][..], |outcome| outcome.tokens.as_slice());
@@ -68,6 +69,15 @@ impl Decoder {
         tokens.clear();
         tokens.extend(text.iter().chain(written).take(cache.len()));
         outcome
+    }
+
+    /// How many tokens of `text` need not be read again; none where the text outgrows the angles that those held were turned
+    /// by, or where angles follow its length.
+    fn reusable(&self, sequence: &Sequence, text: &[u32], options: &Options) -> usize {
+        let context = text.len().saturating_add(options.max_new_tokens).min(self.config().max_position_embeddings);
+        let follows =
+            matches!(self.config().rope.scaling, RopeScaling::Dynamic { original, .. } if text.len() > original);
+        if follows || self.outgrows(&sequence.cache, context) { 0 } else { sequence.held(text) }
     }
 
     /// Reads `text` into the sequence and writes nothing.
@@ -81,7 +91,7 @@ impl Decoder {
         options: &Options,
         listen: &mut dyn FnMut(Event) -> bool,
     ) -> Result<()> {
-        sequence.truncate(sequence.held(text));
+        sequence.truncate(self.reusable(sequence, text, options));
         let Sequence { cache, tokens } = sequence;
         self.check_room(&text[tokens.len()..], cache.len(), 1)?;
         let read = self.prefill(&text[tokens.len()..], cache, options, listen);

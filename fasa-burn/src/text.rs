@@ -121,13 +121,23 @@ impl Tokenizer {
         self.last.0 as usize + 1
     }
 
-    /// Checks that every id this tokenizer can produce is one that the model knows.
+    /// Checks that every id this tokenizer can produce is one that the model knows, and that it can produce most of them
+    /// (models round their vocabulary up, by a few percent at most).
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if an id is not below the model's `vocab_size`: it is the tokenizer of another model.
+    /// [`Error::Tokenizer`] if an id is not below the model's `vocab_size`, or less than three quarters of the ids have a
+    /// token: it is the tokenizer of another model.
     pub fn check_vocab(&self, vocab_size: usize) -> Result<()> {
-        if self.vocab_size() <= vocab_size {
+        let tokens = self.vocab_size();
+        if tokens <= vocab_size && tokens >= vocab_size - vocab_size / 4 {
             return Ok(());
+        }
+        if tokens < vocab_size {
+            return Err(Error::tokenizer(
+                &self.path,
+                format!("it has {tokens} tokens for a `vocab_size` of {vocab_size}: it belongs to another model"),
+                "use the tokenizer.json that comes with the model",
+            ));
         }
         let (id, token) = &self.last;
         Err(Error::tokenizer(
@@ -135,6 +145,17 @@ impl Tokenizer {
             format!("the token {token:?} has the id {id}, but the model's `vocab_size` is {vocab_size}"),
             "use the tokenizer.json that comes with the model",
         ))
+    }
+
+    /// The token that the tokenizer puts in front of every text by itself, if it does.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the tokenizer fails.
+    pub fn front(&self) -> Result<Option<u32>> {
+        match self.inner.encode_fast("", true) {
+            Ok(encoding) => Ok(encoding.get_ids().first().copied()),
+            Err(error) => Err(self.failed("encode the text", error)),
+        }
     }
 
     /// The id of a token, given as it is written.
@@ -216,6 +237,8 @@ mod tests {
         assert!(tokenizer.check_vocab(5000).is_ok());
         let text = tokenizer.check_vocab(4095).unwrap_err().to_string();
         assert!(text.contains("tokenizer.json") && text.contains("4095"), "{text}");
+        let text = tokenizer.check_vocab(6000).unwrap_err().to_string();
+        assert!(text.contains("4096 tokens") && text.contains("6000"), "{text}");
     }
 
     #[test]

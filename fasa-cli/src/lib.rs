@@ -8,6 +8,7 @@ pub mod commands;
 pub mod crossover;
 pub mod eval;
 pub mod gpu;
+pub mod hub;
 pub mod interrupt;
 pub mod methods;
 pub mod model;

@@ -65,7 +65,7 @@ pub fn build(
 /// Where `fasa calibrate` puts the profile of a preset.
 pub fn profile_path(model: &LanguageModel, preset: Preset) -> PathBuf {
     let file = format!("fasa-{}.profile", preset.name());
-    model.folder.as_ref().map_or_else(|| file.clone().into(), |folder| folder.join(&file))
+    model.beside(&file).unwrap_or_else(|| file.into())
 }
 
 /// The profile's bytes, and what to call it.
@@ -91,7 +91,7 @@ fn find_profile(
         bail!(
             "there is no profile `{}`; make it with `fasa calibrate --model {} --preset {}`, or decode with `--method dense`",
             path.display(),
-            model.folder.as_deref().unwrap_or(Path::new(".")).display(),
+            model.file.as_deref().or(model.folder.as_deref()).unwrap_or(Path::new(".")).display(),
             preset.name()
         );
     }

@@ -1,14 +1,16 @@
 //! A model with its tokenizer, from a folder or from this binary.
 
 use crate::builtin;
+use crate::hub;
 use crate::settings::{DtypeName, ModelArgs};
 use crate::terminal;
 use crate::threads;
 use anyhow::Result;
 use fasa_burn::checkpoint::Checkpoint;
 use fasa_burn::config::ModelConfig;
+use fasa_burn::gguf::{self, Gguf};
 use fasa_burn::model::Decoder;
-use fasa_burn::text::Tokenizer;
+use fasa_burn::text::{Tokenizer, TokenizerSettings};
 use fasa_burn::{Dtype, Error};
 use std::path::{Path, PathBuf};
 
@@ -35,10 +37,14 @@ fn decoder(config: ModelConfig, checkpoint: &Checkpoint, args: &ModelArgs) -> Re
 ///
 /// # Errors
 /// If there is no `config.json`, or one that is damaged or of an unsupported kind.
-pub fn read_config(folder: &Path) -> Result<ModelConfig> {
-    match folder == Path::new(builtin::NAME) && !folder.exists() {
-        true => Ok(ModelConfig::from_json(builtin::CONFIG, Path::new("nano/config.json"))?),
-        false => Ok(ModelConfig::read(folder)?),
+pub fn read_config(path: &Path) -> Result<ModelConfig> {
+    if path == Path::new(builtin::NAME) && !path.exists() {
+        return Ok(ModelConfig::from_json(builtin::CONFIG, Path::new("nano/config.json"))?);
+    }
+    let path = hub::resolve(path)?;
+    match gguf::is_gguf(&path) {
+        true => Ok(Gguf::open(&path)?.config()?),
+        false => Ok(ModelConfig::read(&path)?),
     }
 }
 
@@ -49,10 +55,16 @@ pub struct LanguageModel {
     pub decoder: Decoder,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
+    /// What the model's files say beside the tokenizer, if they do.
+    pub tokenizer_settings: Option<TokenizerSettings>,
     /// What people call it.
     pub name: String,
-    /// Its folder; `None` for the one in this binary.
+    /// Its folder, or the one that its file lies in; `None` for the one in this binary.
     pub folder: Option<PathBuf>,
+    /// Its file, where all of it is in one.
+    pub file: Option<PathBuf>,
+    /// The token that begins a prompt.
+    bos: Option<u32>,
 }
 
 impl LanguageModel {
@@ -69,33 +81,85 @@ impl LanguageModel {
             let config = ModelConfig::from_json(builtin::CONFIG, Path::new("nano/config.json"))?;
             let checkpoint = Checkpoint::from_bytes("nano/model.safetensors", builtin::WEIGHTS)?;
             let tokenizer = Tokenizer::from_bytes("nano/tokenizer.json", builtin::TOKENIZER)?;
-            tokenizer.check_vocab(config.vocab_size)?;
-            let decoder = decoder(config, &checkpoint, args)?;
-            return Ok(Self { decoder, tokenizer, name: builtin::NAME.into(), folder: None });
+            return Self::assemble(args, config, tokenizer, None, &checkpoint);
         }
-        let folder = args.model.clone();
+        let path = hub::resolve(&args.model)?;
+        if path != args.model {
+            let mut model = Self::load(&ModelArgs { model: path, threads: None, ..args.clone() })?;
+            model.name = args.model.display().to_string();
+            return Ok(model);
+        }
+        if args.model.is_file() && gguf::is_gguf(&args.model) {
+            let file = Gguf::open(&args.model)?;
+            let (config, tokenizer) = (file.config()?, file.tokenizer()?);
+            let settings = TokenizerSettings::from_json(&file.tokenizer_settings()?, &args.model)?;
+            return Self::assemble(args, config, tokenizer, Some(settings), &Checkpoint::from_gguf(file)?);
+        }
+        let folder = &args.model;
         if !folder.is_dir() {
             anyhow::bail!(
-                "`{}` is not a folder; give `--model` a folder with config.json, weights and tokenizer.json, or leave it \
-                 out to use the built-in nano",
+                "`{}` is not a folder or a .gguf file; give `--model` a folder with config.json, weights and \
+                 tokenizer.json, or leave it out to use the built-in nano",
                 folder.display()
             );
         }
-        let config = ModelConfig::read(&folder)?;
+        let config = ModelConfig::read(folder)?;
         let tokenizer = Tokenizer::read(folder.join("tokenizer.json"))?;
-        tokenizer.check_vocab(config.vocab_size)?;
-        let checkpoint = Checkpoint::open(&folder)?;
-        let decoder = decoder(config, &checkpoint, args)?;
-        let name = folder.file_name().map_or_else(|| folder.display().to_string(), |n| n.to_string_lossy().into());
-        Ok(Self { decoder, tokenizer, name, folder: Some(folder) })
+        let settings = TokenizerSettings::read(folder)?;
+        Self::assemble(args, config, tokenizer, settings, &Checkpoint::open(folder)?)
     }
 
-    /// Token ids of a prompt, the start token first.
+    fn assemble(
+        args: &ModelArgs,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        tokenizer_settings: Option<TokenizerSettings>,
+        checkpoint: &Checkpoint,
+    ) -> Result<Self> {
+        tokenizer.check_vocab(config.vocab_size)?;
+        if let Some(settings) = &tokenizer_settings {
+            settings.check(&tokenizer)?;
+        }
+        let bos = match &tokenizer_settings {
+            Some(settings) => settings.bos(&tokenizer, config.bos_token_id)?,
+            None => config.bos_token_id,
+        };
+        let decoder = decoder(config, checkpoint, args)?;
+        let path = &args.model;
+        let is_file = path.is_file();
+        let is_builtin = path == Path::new(builtin::NAME);
+        let named = if is_file { path.file_stem() } else { path.file_name() };
+        let name = named.map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into());
+        let folder = match is_file {
+            true => path.parent().map(Path::to_owned),
+            false => Some(path.clone()),
+        };
+        Ok(Self {
+            decoder,
+            tokenizer,
+            tokenizer_settings,
+            name,
+            folder: folder.filter(|_| !is_builtin),
+            file: (is_file && !is_builtin).then(|| path.clone()),
+            bos,
+        })
+    }
+
+    /// Where a file that belongs to the model lies: in its folder, or beside its file, named after it. `None` for the
+    /// model in this binary.
+    pub fn beside(&self, name: &str) -> Option<PathBuf> {
+        match (&self.file, &self.folder) {
+            (Some(file), _) => Some(file.with_extension(name)),
+            (None, folder) => folder.as_ref().map(|folder| folder.join(name)),
+        }
+    }
+
+    /// Token ids of a prompt, the start token first if the model wants one.
     ///
     /// # Errors
     /// If the tokenizer fails.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
-        Ok(self.tokenizer.encode_prompt(text, self.decoder.config().bos_token_id)?)
+        Ok(self.tokenizer.encode_prompt(text, self.bos)?)
     }
 
     /// Counts the tokens of a text; a text that cannot be encoded counts as endless.

@@ -12,8 +12,9 @@ use std::path::PathBuf;
 /// Which model, and where it runs.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
-    /// Folder with config.json, safetensors weights and tokenizer.json; `nano` is the model inside this binary
-    #[arg(long, value_name = "FOLDER", default_value = crate::builtin::NAME)]
+    /// Folder with config.json, safetensors weights and tokenizer.json, a .gguf file, or (built with the feature `hub`) a
+    /// name on the Hugging Face hub such as `Qwen/Qwen3-0.6B`; `nano` is the model inside this binary
+    #[arg(long, value_name = "MODEL", default_value = crate::builtin::NAME)]
     pub model: PathBuf,
 
     /// Where it runs: cpu, cuda, wgpu, vulkan or metal; `cuda:1` is the second GPU. `fasa devices` lists them

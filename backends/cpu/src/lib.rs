@@ -18,6 +18,7 @@ pub mod isa;
 pub mod layer;
 pub mod linear;
 pub mod machine;
+pub mod map;
 mod partial;
 pub mod policy;
 pub mod prefill;

@@ -1,6 +1,7 @@
 //! A cache from and to bytes: what a saved session holds.
 
 use super::{KvCache, SketchLayer, SketchTensors, Sketched, Slot};
+use crate::config::ModelConfig;
 use crate::device::{failure, is_gpu};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -11,12 +12,6 @@ use half::f16;
 use std::sync::Arc;
 
 impl KvCache {
-    /// Bytes of the keys of one layer, as of its values, with `len` tokens.
-    pub(crate) fn layer_bytes(&self, len: usize) -> usize {
-        let [heads, _, dim] = self.layers.first().map_or([0; 3], |layer| layer.get().0.dims());
-        heads * len * dim * self.dtype.bytes()
-    }
-
     /// Keys and values of `layer`, `[kv_heads, len, head_dim]` each, in the cache's number format.
     pub(crate) fn layer_data(&self, layer: usize) -> Result<[TensorData; 2]> {
         let (keys, values) = self.rows(layer);
@@ -25,25 +20,25 @@ impl KvCache {
     }
 
     /// Makes the sketch rows that `method` will want of the tokens held.
-    pub(crate) fn complete_sketch(&mut self, method: &Method) -> Result<()> {
+    pub(crate) fn complete_sketch(&mut self, method: &Method, config: &ModelConfig) -> Result<()> {
         if let Method::Fasa { plan, .. } = method {
-            for layer in method.dense_layers(self.layers.len())..self.layers.len() {
+            for layer in (0..self.layers.len()).filter(|layer| method.is_sparse(*layer, config.window(*layer))) {
                 self.sketch(layer, self.len, plan)?;
             }
         }
         Ok(())
     }
 
-    /// The plan of the sketch, and the first of its layers; all from that on are complete. `None` without such a sketch, and
-    /// for one on a GPU, whose rows lie otherwise: it is made again from the keys.
-    pub(crate) fn sketched(&self) -> Option<(&OwnedPlan, usize)> {
+    /// The plan of the sketch, and the layers that have a row for every token. `None` without such a layer, and for
+    /// one on a GPU, whose rows lie otherwise: it is made again from the keys.
+    pub(crate) fn sketched(&self) -> Option<(&OwnedPlan, Vec<usize>)> {
         if self.layers.first().is_some_and(|layer| is_gpu(&layer.get().0.device())) {
             return None;
         }
         let sketched = self.sketched.as_ref()?;
         let complete = |layer: &Option<SketchLayer>| layer.as_ref().is_some_and(|layer| layer.len == self.len);
-        let first = sketched.layers.iter().position(complete)?;
-        sketched.layers[first..].iter().all(complete).then_some((&sketched.plan, first))
+        let layers: Vec<usize> = (0..sketched.layers.len()).filter(|i| complete(&sketched.layers[*i])).collect();
+        (!layers.is_empty()).then_some((&sketched.plan, layers))
     }
 
     /// Codes and row scales of the sketch of `layer`, `[sketch_heads, len, bytes]` each; the float formats have no scales.
@@ -84,12 +79,12 @@ impl KvCache {
         Ok(())
     }
 
-    /// Puts a stored sketch in place: for each layer from `first` on, `fill` fills the codes, then the row scales, of
-    /// the tokens held, `[sketch_heads, len, bytes]` each.
+    /// Puts a stored sketch in place: for each of `layers`, `fill` fills the codes, then the row scales, of the tokens
+    /// held, `[sketch_heads, len, bytes]` each.
     pub(crate) fn restore_sketch(
         &mut self,
         plan: &Arc<OwnedPlan>,
-        first: usize,
+        layers: &[usize],
         fill: &mut dyn FnMut(&mut [u8]) -> Result<()>,
     ) -> Result<()> {
         let device = match self.layers.first() {
@@ -100,7 +95,7 @@ impl KvCache {
         let (heads, precision) = (view.rows(), view.config().precision);
         if is_gpu(&device) {
             // Read past; it is made again from the keys.
-            for _ in first..self.layers.len() {
+            for _ in layers {
                 for bytes in [precision.row_bytes(view.chunks()), precision.scale_bytes()] {
                     fill(&mut vec![0; heads * len * bytes])?;
                 }
@@ -116,8 +111,8 @@ impl KvCache {
             let data = TensorData::new(all, [heads, capacity, bytes]);
             Ok(Tensor::from_data(data, TensorCreationOptions::new(device.clone()).with_dtype(DType::U8)))
         };
-        let mut layers: Vec<Option<SketchLayer>> = self.layers.iter().map(|_| None).collect();
-        for slot in layers.iter_mut().skip(first) {
+        let mut all: Vec<Option<SketchLayer>> = self.layers.iter().map(|_| None).collect();
+        for layer in layers {
             let mut fresh = SketchLayer::new(plan, capacity, &device);
             let codes = table(precision.row_bytes(view.chunks()))?;
             let scales = match precision.scale_bytes() {
@@ -126,9 +121,9 @@ impl KvCache {
             };
             fresh.tensors = Slot::new(SketchTensors { codes, scales });
             fresh.len = len;
-            *slot = Some(fresh);
+            all[*layer] = Some(fresh);
         }
-        self.sketched = Some(Sketched { plan: plan.clone(), layers });
+        self.sketched = Some(Sketched { plan: plan.clone(), layers: all });
         Ok(())
     }
 }

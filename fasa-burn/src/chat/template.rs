@@ -38,20 +38,17 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// The template of the checkpoint in `folder`: `chat_template.jinja`, else that in `tokenizer_config.json`; `None`
-    /// without either.
+    /// The template of a checkpoint: `chat_template.jinja` in its folder, else that in its settings; `None` without either.
     ///
     /// # Errors
     /// As [`read_file`](Self::read_file).
-    pub fn read(folder: &Path) -> Result<Option<Self>> {
-        let settings = TokenizerSettings::read(folder)?;
-        let file = folder.join(FILE);
-        if file.exists() {
-            return Self::read_file(&file, settings.as_ref()).map(Some);
+    pub fn find(folder: Option<&Path>, settings: Option<&TokenizerSettings>) -> Result<Option<Self>> {
+        if let Some(file) = folder.map(|folder| folder.join(FILE)).filter(|file| file.exists()) {
+            return Self::read_file(&file, settings).map(Some);
         }
         let Some(settings) = settings else { return Ok(None) };
         match settings.chat_template()? {
-            Some(source) => Self::new(source, settings.path(), Some(&settings)).map(Some),
+            Some(source) => Self::new(source, settings.path(), Some(settings)).map(Some),
             None => Ok(None),
         }
     }

@@ -2,11 +2,11 @@
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
+use fasa_cpu::map::Mapped;
 use half::{bf16, f16};
+use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use super::regular_file_len;
@@ -18,8 +18,12 @@ const LENGTH_BYTES: usize = 8;
 /// As in the safetensors library.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// Bytes read at a time, so that a large tensor is never in memory twice. A multiple of every element's size.
-const READ_BYTES: usize = 1 << 20;
+/// Bytes that are converted together; those of a mapped file are given back before the next, so that a large tensor is never
+/// in memory twice. A multiple of every element's size and of a page.
+const PIECE_BYTES: usize = 16 << 20;
+
+/// Elements that are worth a thread.
+const SPLIT: usize = 1 << 16;
 
 const DOWNLOAD_AGAIN: &str = "download it again";
 
@@ -35,45 +39,43 @@ pub(super) struct Shard {
 
 #[derive(Debug)]
 enum Source {
-    /// Locked, because reading moves the file's position.
-    File(Mutex<File>),
+    Mapped(Mapped),
     Bytes(Cow<'static, [u8]>),
+}
+
+impl Source {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Source::Mapped(mapped) => mapped.bytes(),
+            Source::Bytes(bytes) => bytes,
+        }
+    }
 }
 
 impl Shard {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let io = |error| Error::io(path, error);
         let total = regular_file_len(path)?;
-        let mut file = File::open(path).map_err(io)?;
-        let mut prefix = [0; LENGTH_BYTES];
         if total < LENGTH_BYTES as u64 {
-            return Err(too_short(path, total));
+            return Err(too_short(path, total)); // an empty file cannot even be mapped
         }
-        file.read_exact(&mut prefix).map_err(io)?;
-        let header_len = header_len(path, prefix, total)?;
-        let mut header = vec![0; header_len];
-        file.read_exact(&mut header).map_err(io)?;
-        Ok(Self {
-            path: path.to_owned(),
-            source: Source::File(Mutex::new(file)),
-            data_start: LENGTH_BYTES + header_len,
-            metadata: parse_header(path, &header, total)?,
-        })
+        let file = File::open(path).map_err(io)?;
+        Self::new(path, Source::Mapped(Mapped::open(&file).map_err(io)?))
     }
 
     pub(super) fn from_bytes(path: &Path, bytes: Cow<'static, [u8]>) -> Result<Self> {
+        Self::new(path, Source::Bytes(bytes))
+    }
+
+    fn new(path: &Path, source: Source) -> Result<Self> {
+        let bytes = source.bytes();
         let total = bytes.len() as u64;
         let Some((prefix, rest)) = bytes.split_first_chunk::<LENGTH_BYTES>() else {
             return Err(too_short(path, total));
         };
         let header_len = header_len(path, *prefix, total)?;
         let metadata = parse_header(path, &rest[..header_len], total)?;
-        Ok(Self {
-            path: path.to_owned(),
-            source: Source::Bytes(bytes),
-            data_start: LENGTH_BYTES + header_len,
-            metadata,
-        })
+        Ok(Self { path: path.to_owned(), source, data_start: LENGTH_BYTES + header_len, metadata })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -86,36 +88,29 @@ impl Shard {
 
     /// The elements of one of this file's tensors as `f32`.
     pub(super) fn read_f32(&self, name: &str, info: &TensorInfo) -> Result<Vec<f32>> {
-        let convert: fn(&[u8], &mut Vec<f32>) = match info.dtype {
-            Dtype::F32 => |bytes, out| extend(bytes, out, f32::from_le_bytes),
-            Dtype::F16 => |bytes, out| extend(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
-            Dtype::BF16 => |bytes, out| extend(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
-            other => return Err(self.other_dtype(name, other)),
-        };
-        self.read(name, info, convert)
+        match info.dtype {
+            Dtype::F32 => self.read(name, info, f32::from_le_bytes, |_| true),
+            Dtype::F16 => self.read(name, info, |b| f16::from_le_bytes(b).to_f32(), |_| true),
+            Dtype::BF16 => self.read(name, info, |b| bf16::from_le_bytes(b).to_f32(), |_| true),
+            other => Err(self.other_dtype(name, other)),
+        }
     }
 
     /// The elements of one of this file's tensors as `f16`, if none is too large.
     pub(super) fn read_f16(&self, name: &str, info: &TensorInfo) -> Result<Vec<f16>> {
-        let mut overflow = None;
-        let mut narrow = |x: f32| {
-            let half = f16::from_f32(x);
-            if half.is_infinite() && x.is_finite() {
-                overflow.get_or_insert(x);
+        // Infinite only if it was so before.
+        let fits = |x: f32| !f16::from_f32(x).is_infinite() || x.is_infinite();
+        match info.dtype {
+            Dtype::F32 => {
+                let wide = f32::from_le_bytes;
+                self.read(name, info, move |b| f16::from_f32(wide(b)), move |b| fits(wide(b)))
             }
-            half
-        };
-        let values = match info.dtype {
-            Dtype::F32 => self.read(name, info, |bytes, out| extend(bytes, out, |b| narrow(f32::from_le_bytes(b)))),
-            Dtype::F16 => self.read(name, info, |bytes, out| extend(bytes, out, f16::from_le_bytes)),
             Dtype::BF16 => {
-                self.read(name, info, |bytes, out| extend(bytes, out, |b| narrow(bf16::from_le_bytes(b).to_f32())))
+                let wide = |b| bf16::from_le_bytes(b).to_f32();
+                self.read(name, info, move |b| f16::from_f32(wide(b)), move |b| fits(wide(b)))
             }
+            Dtype::F16 => self.read(name, info, f16::from_le_bytes, |_| true),
             other => Err(self.other_dtype(name, other)),
-        }?;
-        match overflow {
-            Some(value) => Err(Error::Overflow { path: self.path.clone(), tensor: name.to_owned(), value }),
-            None => Ok(values),
         }
     }
 
@@ -123,8 +118,15 @@ impl Shard {
         Error::tensor(&self.path, name, format!("holds {dtype}"), "use a checkpoint in F32, F16 or BF16")
     }
 
-    /// Reads a tensor piece by piece; `convert` appends a piece's elements.
-    fn read<T>(&self, name: &str, info: &TensorInfo, mut convert: impl FnMut(&[u8], &mut Vec<T>)) -> Result<Vec<T>> {
+    /// Reads a tensor of elements of `N` bytes piece by piece, on all threads of the pool. Stops at the first element that
+    /// does not fit.
+    fn read<T: Send, const N: usize>(
+        &self,
+        name: &str,
+        info: &TensorInfo,
+        convert: impl Fn([u8; N]) -> T + Sync + Send,
+        fits: impl Fn([u8; N]) -> bool + Sync + Send,
+    ) -> Result<Vec<T>> {
         // The header has been checked, so this is no more than the file holds; the machine may still lack the memory.
         let elements: usize = info.shape.iter().product();
         let mut values: Vec<T> = Vec::new();
@@ -136,35 +138,35 @@ impl Shard {
                 "use a smaller model or a machine with more memory",
             )
         })?;
-        let (start, end) = (self.data_start + info.data_offsets.0, self.data_start + info.data_offsets.1);
-        match &self.source {
-            Source::Bytes(bytes) => convert(&bytes[start..end], &mut values),
-            Source::File(file) => {
-                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                read_in_pieces(&mut file, start, end, |piece| convert(piece, &mut values))
-                    .map_err(|error| Error::io(&self.path, error))?;
+        let (mut at, end) = (self.data_start + info.data_offsets.0, self.data_start + info.data_offsets.1);
+        if let Source::Mapped(mapped) = &self.source {
+            mapped.fetch(at..end);
+        }
+        while at < end {
+            let piece = at..end.min(at + PIECE_BYTES);
+            let elements = self.source.bytes()[piece.clone()].as_chunks::<N>().0;
+            let split = elements.par_iter().with_min_len(SPLIT);
+            if let Some(first) = split.clone().find_first(|element| !fits(**element)) {
+                let value = widen(info.dtype, first);
+                return Err(Error::Overflow { path: self.path.clone(), tensor: name.to_owned(), value });
             }
+            values.par_extend(split.map(|element| convert(*element)));
+            if let Source::Mapped(mapped) = &self.source {
+                mapped.release(piece.clone());
+            }
+            at = piece.end;
         }
         Ok(values)
     }
 }
 
-/// Appends the elements in `bytes`, whose length is a multiple of `N`.
-fn extend<T, const N: usize>(bytes: &[u8], out: &mut Vec<T>, mut convert: impl FnMut([u8; N]) -> T) {
-    out.extend(bytes.as_chunks::<N>().0.iter().map(|&b| convert(b)));
-}
-
-fn read_in_pieces(file: &mut File, start: usize, end: usize, mut take: impl FnMut(&[u8])) -> std::io::Result<()> {
-    file.seek(SeekFrom::Start(start as u64))?;
-    let mut buffer = vec![0; READ_BYTES.min(end - start)];
-    let mut left = end - start;
-    while left > 0 {
-        let piece = left.min(buffer.len());
-        file.read_exact(&mut buffer[..piece])?;
-        take(&buffer[..piece]);
-        left -= piece;
+/// An element that is too large for half precision, for the error that says so.
+fn widen(dtype: Dtype, element: &[u8]) -> f32 {
+    match (dtype, element) {
+        (Dtype::BF16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
+        (_, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+        _ => f32::NAN,
     }
-    Ok(())
 }
 
 fn too_short(path: &Path, total: u64) -> Error {

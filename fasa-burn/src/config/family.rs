@@ -26,6 +26,15 @@ pub(super) enum Windows {
     Unrotated,
 }
 
+/// Whether something is capped.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Cap {
+    /// Not at all, whatever the file says.
+    Never,
+    /// As the file says; like this if it says nothing.
+    Given(Option<f64>),
+}
+
 /// One family. Names and defaults are those of its configuration class in `transformers`.
 #[derive(Debug)]
 pub(super) struct Family {
@@ -59,8 +68,10 @@ pub(super) struct Family {
     pub embedding_root: bool,
     /// `embedding_multiplier`, `residual_multiplier` and `logits_scaling` count.
     pub multipliers: bool,
-    /// `attn_logit_softcapping` and `final_logit_softcapping` count, and are these if absent.
-    pub softcaps: Option<[Option<f64>; 2]>,
+    /// `attn_logit_softcapping`.
+    pub attention_softcap: Cap,
+    /// `final_logit_softcapping`.
+    pub logits_softcap: Cap,
     // Defaults of fields that are absent.
     pub tied: bool,
     pub head_dim: Option<usize>,
@@ -89,7 +100,8 @@ const LLAMA: Family = Family {
     attending: Attending::HeadDim,
     embedding_root: false,
     multipliers: false,
-    softcaps: None,
+    attention_softcap: Cap::Never,
+    logits_softcap: Cap::Never,
     tied: false,
     head_dim: None,
     theta: 10_000.0,
@@ -106,7 +118,8 @@ const GEMMA2: Family = Family {
     windows: Windows::AllBut(2),
     attending: Attending::PreScalar,
     embedding_root: true,
-    softcaps: Some([Some(50.0), Some(30.0)]),
+    attention_softcap: Cap::Given(Some(50.0)),
+    logits_softcap: Cap::Given(Some(30.0)),
     tied: true,
     head_dim: Some(256),
     ..LLAMA
@@ -167,7 +180,9 @@ pub(super) const FAMILIES: [Family; 11] = [
         qk_norm: Some(QkNorm::Head),
         windows: Windows::AllBut(6),
         local_rope: true,
-        softcaps: Some([None, None]),
+        // The class has the field, its attention does not look at it.
+        attention_softcap: Cap::Never,
+        logits_softcap: Cap::Given(None),
         theta: 1_000_000.0,
         ..GEMMA2
     },

@@ -266,6 +266,7 @@ fn sliding_windows() {
         ("smollm3", "SmolLM3", json!({"sliding_window": 48}), None, vec![]),
         ("phi3", "Phi3", json!({"sliding_window": 2047}), Some(2047), vec![1; 6]),
         ("phi3", "Phi3", json!({}), None, vec![]),
+        ("phi3", "Phi3", json!({"sliding_window": 8192}), None, vec![]),
     ];
     for (name, class, changes, window, layers) in cases {
         let config = family(name, &format!("{class}ForCausalLM"), changes.clone()).unwrap();

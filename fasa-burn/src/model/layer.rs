@@ -96,12 +96,43 @@ impl Layer {
                 ops::causal_attention(queries, keys, values, position + new, self.attention)?
             }
         };
+        Ok(self.after_attention(attended.reshape([new, heads * dim]), x))
+    }
+
+    /// The next token of each of several texts: `x` `[texts, hidden]`, and per text its angles, cache and method. Row for
+    /// row what [`forward`](Self::forward) gives.
+    pub fn forward_batch(
+        &self,
+        x: Tensor<2>,
+        index: usize,
+        angles: &[&Angles],
+        caches: &mut [&mut KvCache],
+        methods: &[&Method],
+    ) -> Result<Tensor<2>> {
+        let mut qkv = self.qkv.forward(x.clone());
+        if let Some(norms) = &self.qk_norm {
+            qkv = norms.forward(qkv);
+        }
+        let mut attended = Vec::with_capacity(caches.len());
+        for (text, ((cache, angles), method)) in caches.iter_mut().zip(angles).zip(methods).enumerate() {
+            let seen = cache.len() + 1;
+            let row = qkv.clone().narrow(0, text, 1);
+            let queries = scaled(cache.append(index, row, angles), self.query_multiplier);
+            attended.push(self.decode(queries, index, seen, cache, method, &mut Watch::default())?);
+        }
+        let attended = Tensor::cat(attended, 0);
+        let [texts, heads, dim] = attended.dims();
+        Ok(self.after_attention(attended.reshape([texts, heads * dim]), x))
+    }
+
+    /// The rest of the layer: `attended` `[new, query heads * dim]` beside `x` `[new, hidden]`.
+    fn after_attention(&self, attended: Tensor<2>, x: Tensor<2>) -> Tensor<2> {
         let read = self.parallel.then(|| x.clone());
-        let stream = self.output.forward(attended.reshape([new, heads * dim]), x);
-        Ok(match read {
+        let stream = self.output.forward(attended, x);
+        match read {
             Some(x) => self.mlp.forward(x, Some(stream)),
             None => self.mlp.forward(stream, None),
-        })
+        }
     }
 
     /// One token attends by `method`: `queries` `[1, query heads, dim]`.

@@ -2,11 +2,11 @@
 
 use super::layer::{HeadNorms, Layer, Turning};
 use super::parts::{Input, Linear, Mlp, Norm, Output};
-use super::{Decoder, Rope};
+use super::{Decoder, Rope, names};
 use crate::checkpoint::Checkpoint;
 use crate::config::{self, ModelConfig, NormPlace, QkNorm, RopeScaling};
 use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::AttentionOptions;
 use burn::tensor::{Device, Tensor, TensorCreationOptions, TensorData};
 use fasa_core::profile::WeightsHash;
@@ -22,8 +22,8 @@ impl Decoder {
     /// architecture has.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] naming the file and the tensor, [`Error::Overflow`] if a weight is too large for `dtype`,
-    /// [`Error::Request`] if the device does not compute with `dtype`.
+    /// [`crate::Error::Checkpoint`] naming the file and the tensors, [`crate::Error::Overflow`] if a weight is too large for
+    /// `dtype`, [`crate::Error::Request`] if the device does not compute with `dtype`.
     pub fn load(
         config: ModelConfig,
         checkpoint: &Checkpoint,
@@ -32,6 +32,7 @@ impl Decoder {
         progress: LoadProgress<'_>,
     ) -> Result<Self> {
         dtype.check(device)?;
+        names::check(&config, checkpoint)?;
         let source = Source { checkpoint, device, dtype };
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let query = config.num_attention_heads * config.head_dim;
@@ -131,7 +132,6 @@ impl Decoder {
             false => source.weight(&[("lm_head.weight", config.vocab_size)], hidden)?,
         };
         progress(config.num_hidden_layers, config.num_hidden_layers);
-        refuse_unknown(checkpoint, config.tie_word_embeddings)?;
         Ok(Self {
             rope: Rope::new(&config.rope),
             local_rope: config.local_rope.as_ref().map(Rope::new),
@@ -220,15 +220,15 @@ fn plus_one(weight: &mut [f32], config: &ModelConfig) {
 }
 
 /// The names of the norms around the two blocks of a layer.
-struct BlockNorms {
-    before_attention: Option<&'static str>,
-    after_attention: Option<&'static str>,
-    before_mlp: Option<&'static str>,
-    after_mlp: Option<&'static str>,
+pub(super) struct BlockNorms {
+    pub before_attention: Option<&'static str>,
+    pub after_attention: Option<&'static str>,
+    pub before_mlp: Option<&'static str>,
+    pub after_mlp: Option<&'static str>,
 }
 
 impl BlockNorms {
-    fn of(config: &ModelConfig) -> Self {
+    pub fn of(config: &ModelConfig) -> Self {
         let after = (Some("post_attention_layernorm"), Some("post_feedforward_layernorm"));
         let ((before_attention, before_mlp), (after_attention, after_mlp)) = match config.norm_place {
             // One norm for both blocks.
@@ -253,24 +253,4 @@ fn stacked<T, S: AsRef<str>>(
     let mut all = parts.next().unwrap_or_else(|| Ok(Vec::new()))?;
     parts.try_for_each(|part| part.map(|part| all.extend(part)))?;
     Ok(all)
-}
-
-/// A tensor nobody asked for means that the checkpoint is of another architecture than it says.
-fn refuse_unknown(checkpoint: &Checkpoint, tied: bool) -> Result<()> {
-    let unknown: Vec<&str> = checkpoint
-        .unread()
-        .into_iter()
-        // Older checkpoints store the rotary frequencies, and a copy of tied embeddings.
-        .filter(|name| !name.ends_with("rotary_emb.inv_freq"))
-        .filter(|name| !tied || *name != "lm_head.weight")
-        .collect();
-    if unknown.is_empty() {
-        return Ok(());
-    }
-    let shown = unknown.iter().take(5).copied().collect::<Vec<_>>().join("`, `");
-    Err(Error::checkpoint(
-        checkpoint.path(),
-        format!("holds {} tensors that this architecture does not have: `{shown}`", unknown.len()),
-        "check that config.json and the weights belong together",
-    ))
 }

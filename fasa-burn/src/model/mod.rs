@@ -1,7 +1,9 @@
 //! The decoder.
 
+mod batch;
 mod layer;
 mod load;
+mod names;
 mod parts;
 
 pub use load::LoadProgress;
@@ -241,6 +243,17 @@ impl Decoder {
         }
     }
 
+    /// Whether a context of `context` tokens turns by other angles than what the cache holds of it: LongRoPE has one set of
+    /// angles for short contexts and one for long ones.
+    pub(crate) fn outgrows(&self, cache: &KvCache, context: usize) -> bool {
+        match self.config.rope.scaling {
+            RopeScaling::Long { original, .. } => {
+                !cache.is_empty() && cache.expected() <= original && context > original
+            }
+            _ => false,
+        }
+    }
+
     /// Whether `tokens` may follow those in the cache.
     fn check(&self, tokens: &[u32], cache: &KvCache) -> Result<()> {
         let held = cache.len();
@@ -257,15 +270,11 @@ impl Decoder {
                 mend: "shorten the prompt, ask for fewer new tokens, or use a model with more positions".into(),
             });
         }
-        if let RopeScaling::Long { original, .. } = self.config.rope.scaling
-            && held > 0
-            && cache.expected() <= original
-            && wanted > original
-        {
+        if self.outgrows(cache, wanted) {
             return Err(Error::Prompt {
                 problem: format!(
-                    "and what follows it exceed {original} tokens, beyond which this model turns by other angles than \
-                     those by which the first {held} were read"
+                    "and what follows it need {wanted} positions, beyond those up to which this model turns as the first \
+                     {held} tokens were turned"
                 ),
                 mend: "begin anew, and read the whole text at once or announce its length (`KvCache::expect`)".into(),
             });

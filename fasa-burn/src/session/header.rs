@@ -16,6 +16,8 @@ pub(super) struct Header {
     model: Model,
     dtype: String,
     pub tokens: usize,
+    /// Tokens of the context that the text was read for: some models turn by it.
+    pub context: usize,
     pub sketch: Option<Sketch>,
     pub messages: Vec<Message>,
 }
@@ -43,8 +45,8 @@ pub(super) struct Sketch {
     precision: String,
     chunks: usize,
     heads: usize,
-    /// Layers before it attend to everything and have none.
-    pub first_layer: usize,
+    /// Those that have one, ascending; the others attend to everything.
+    pub layers: Vec<usize>,
     row_bytes: usize,
     scale_bytes: usize,
     /// A hash over which channels it holds and how they are scaled, hexadecimal.
@@ -52,12 +54,19 @@ pub(super) struct Sketch {
 }
 
 impl Header {
-    pub fn new(decoder: &Decoder, tokens: usize, sketch: Option<(&OwnedPlan, usize)>, messages: &[Message]) -> Self {
+    pub fn new(
+        decoder: &Decoder,
+        tokens: usize,
+        context: usize,
+        sketch: Option<&(&OwnedPlan, Vec<usize>)>,
+        messages: &[Message],
+    ) -> Self {
         Self {
             model: model(decoder),
             dtype: decoder.dtype().name().into(),
             tokens,
-            sketch: sketch.map(|(plan, first)| Sketch::new(plan, first)),
+            context,
+            sketch: sketch.map(|(plan, layers)| Sketch::new(plan, layers)),
             messages: messages.to_vec(),
         }
     }
@@ -88,12 +97,12 @@ impl Header {
             return Err(Error::session(path, problem, format!("pass `--dtype {}`", self.dtype)));
         }
         let positions = decoder.config().max_position_embeddings;
-        if self.tokens == 0 || self.tokens > positions {
+        if self.tokens == 0 || self.tokens > positions || self.context > positions {
             let problem = format!("claims {} tokens, the model has {positions} positions", self.tokens);
             return Err(Error::session(path, problem, SAVE_AGAIN));
         }
         match &self.sketch {
-            Some(sketch) if sketch.first_layer >= self.model.layers as usize || !sketch.is_bounded(&self.model) => {
+            Some(sketch) if !sketch.is_bounded(&self.model) => {
                 Err(Error::session(path, "field `sketch` makes no sense in its header", SAVE_AGAIN))
             }
             _ => Ok(()),
@@ -103,7 +112,7 @@ impl Header {
     /// Whether the sketch is one that `plan` reads. Without a plan it does not matter.
     pub fn check_plan(&self, plan: Option<&OwnedPlan>, path: &Path) -> Result<()> {
         let (Some(saved), Some(plan)) = (&self.sketch, plan) else { return Ok(()) };
-        let here = Sketch::new(plan, saved.first_layer);
+        let here = Sketch::new(plan, &saved.layers);
         let of = |sketch: &Sketch| (sketch.precision.clone(), sketch.chunks, sketch.heads);
         if of(saved) != of(&here) {
             let named = |s: &Sketch| format!("{} chunks in {} for {} heads", s.chunks, s.precision, s.heads);
@@ -125,18 +134,18 @@ impl Header {
             let heads = sketch.heads as u64;
             let tables = [sketch.row_bytes, sketch.scale_bytes].map(move |bytes| heads * rows * bytes as u64);
             let one = tables.into_iter().filter(|bytes| *bytes > 0);
-            std::iter::repeat_n(one, layers.saturating_sub(sketch.first_layer)).flatten()
+            std::iter::repeat_n(one, sketch.layers.len()).flatten()
         });
         [4 * rows].into_iter().chain(std::iter::repeat_n(layer as u64, 2 * layers)).chain(sketch)
     }
 }
 
 impl Sketch {
-    fn new(plan: &OwnedPlan, first_layer: usize) -> Self {
+    fn new(plan: &OwnedPlan, layers: &[usize]) -> Self {
         let plan = plan.view();
         let precision = plan.config().precision;
         let mut hash = WeightsHash::default();
-        for (layer, row) in (first_layer..plan.layers()).flat_map(|l| (0..plan.rows()).map(move |r| (l, r))) {
+        for (layer, row) in layers.iter().flat_map(|l| (0..plan.rows()).map(move |r| (*l, r))) {
             if let Ok(head) = plan.head(layer, row) {
                 hash = hash.with(head.channels().iter().map(|channel| f32::from(*channel)));
                 hash = hash.with(head.scale().iter().chain(head.centre()).copied());
@@ -146,7 +155,7 @@ impl Sketch {
             precision: precision.name().into(),
             chunks: plan.chunks(),
             heads: plan.rows(),
-            first_layer,
+            layers: layers.to_vec(),
             row_bytes: precision.row_bytes(plan.chunks()),
             scale_bytes: precision.scale_bytes(),
             channels: format!("{:016x}", hash.finish()),
@@ -155,7 +164,9 @@ impl Sketch {
 
     /// Whether its numbers are those of some sketch of this model, so that products of them cannot overflow.
     fn is_bounded(&self, model: &Model) -> bool {
-        self.heads <= model.query_heads as usize
+        self.layers.is_sorted_by(|a, b| a < b)
+            && self.layers.iter().all(|layer| *layer < model.layers as usize)
+            && self.heads <= model.query_heads as usize
             && self.row_bytes <= 4 * model.head_dim as usize
             && self.row_bytes > 0
             && self.scale_bytes <= 2

@@ -52,21 +52,20 @@ pub fn save(
     if sequence.tokens.is_empty() {
         return Err(Error::session(path, "would hold no token", "read a prompt before saving"));
     }
-    sequence.cache.complete_sketch(method)?;
+    sequence.cache.complete_sketch(method, decoder.config())?;
     let (cache, tokens) = (&sequence.cache, &sequence.tokens);
     let sketch = cache.sketched();
-    let header = Header::new(decoder, tokens.len(), sketch, messages);
+    let header = Header::new(decoder, cache.len(), cache.expected(), sketch.as_ref(), messages);
     let mut file = Writer::create(path, &header.to_json(path)?)?;
     let ids: Vec<u8> = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
     file.table(&ids)?;
-    let layers = decoder.config().num_hidden_layers;
-    for layer in 0..layers {
+    for layer in 0..decoder.config().num_hidden_layers {
         for table in cache.layer_data(layer)? {
             file.table(table.as_bytes())?;
         }
     }
-    for layer in sketch.map_or(layers, |(_, first)| first)..layers {
-        for table in cache.sketch_data(layer)? {
+    for layer in sketch.iter().flat_map(|(_, layers)| layers) {
+        for table in cache.sketch_data(*layer)? {
             file.table(table.as_bytes())?;
         }
     }
@@ -88,9 +87,10 @@ pub fn load(path: &Path, decoder: &Decoder, method: &Method, room: usize) -> Res
         _ => None,
     };
     header.check_plan(plan.map(AsRef::as_ref), path)?;
+    let config = decoder.config();
+    let layer = config.num_key_value_heads * header.tokens * config.head_dim * decoder.dtype().bytes();
+    file.expect(header.tables(layer, config.num_hidden_layers))?;
     let mut cache = decoder.new_cache(header.tokens + room);
-    let tables = header.tables(cache.layer_bytes(header.tokens), decoder.config().num_hidden_layers);
-    file.expect(tables)?;
     let mut ids = vec![0; 4 * header.tokens];
     file.table(&mut ids)?;
     let tokens: Vec<u32> = ids.as_chunks::<4>().0.iter().map(|id| u32::from_le_bytes(*id)).collect();
@@ -101,8 +101,9 @@ pub fn load(path: &Path, decoder: &Decoder, method: &Method, room: usize) -> Res
         cache.restore_layer(layer, header.tokens, &mut |bytes| file.table(bytes))?;
     }
     cache.advance(header.tokens);
+    cache.expect(header.context);
     if let (Some(plan), Some(sketch)) = (plan, &header.sketch) {
-        cache.restore_sketch(plan, sketch.first_layer, &mut |bytes| file.table(bytes))?;
+        cache.restore_sketch(plan, &sketch.layers, &mut |bytes| file.table(bytes))?;
     }
     Ok(Session { sequence: Sequence { cache, tokens }, messages: header.messages })
 }

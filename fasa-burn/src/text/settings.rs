@@ -63,6 +63,20 @@ impl TokenizerSettings {
         tokenizer.id_of(content(self.fields.get(name)?)?)
     }
 
+    /// The token that begins a prompt: as `add_bos_token` says, else what the tokenizer itself puts in front. `of_config`
+    /// is the token of `config.json`, for a file that names none.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if `add_bos_token` is neither true nor false.
+    pub fn bos(&self, tokenizer: &Tokenizer, of_config: Option<u32>) -> Result<Option<u32>> {
+        match self.fields.get("add_bos_token") {
+            Some(Value::Bool(false)) => Ok(None),
+            Some(Value::Bool(true)) => Ok(self.token_id("bos_token", tokenizer).or(of_config)),
+            None | Some(Value::Null) => tokenizer.front(),
+            Some(_) => Err(Error::tokenizer(&self.path, "field `add_bos_token` is neither true nor false", COMES_WITH)),
+        }
+    }
+
     /// The chat template: `default` of several.
     ///
     /// # Errors
@@ -146,6 +160,17 @@ mod tests {
         assert_eq!(read.special_tokens(), BTreeMap::from([("bos_token", "<|endoftext|>"), ("eos_token", "<end>")]));
         assert_eq!((read.token_id("bos_token", &nano()), read.token_id("eos_token", &nano())), (Some(0), None));
         assert_eq!(read.token_id("pad_token", &nano()), None);
+    }
+
+    #[test]
+    fn a_prompt_begins_as_the_settings_say() {
+        let bos = |value: Value| settings(value).bos(&nano(), Some(7));
+        assert_eq!(bos(json!({"add_bos_token": true, "bos_token": "<|endoftext|>"})).unwrap(), Some(0));
+        assert_eq!(bos(json!({"add_bos_token": true})).unwrap(), Some(7));
+        assert_eq!(bos(json!({"add_bos_token": false, "bos_token": "<|endoftext|>"})).unwrap(), None);
+        // nano's tokenizer adds nothing by itself.
+        assert_eq!(bos(json!({"bos_token": "<|endoftext|>"})).unwrap(), None);
+        assert!(bos(json!({"add_bos_token": "yes"})).is_err());
     }
 
     #[test]

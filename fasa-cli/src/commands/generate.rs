@@ -1,5 +1,6 @@
 //! `fasa generate`: continue a prompt.
 
+use super::batch::Batch;
 use crate::methods;
 use crate::model::LanguageModel;
 use crate::report::{self, Format};
@@ -26,6 +27,15 @@ pub struct Args {
     /// File with the prompt
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
+
+    /// File with several prompts, one per line: a text, or JSON such as `{"prompt": "...", "budget": "3%"}`, which may also
+    /// set `max_new_tokens`, `seed` and `system`
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file", "save_session", "load_session"])]
+    prompts: Option<PathBuf>,
+
+    /// Prompts of `--prompts` that are written together; their caches are in memory at once
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    batch: usize,
 
     /// Put the prompt to a model made for conversations, as the message of a user
     #[arg(long)]
@@ -82,9 +92,14 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         args.chat || !args.conversation.is_given(),
         "`--system`, `--chat-template` and `--template-arg` are for conversations; add `--chat`"
     );
-    let prompt = read_prompt(args)?;
+    let prompt = if args.prompts.is_some() { String::new() } else { read_prompt(args)? };
     let model = LanguageModel::load(&args.model)?;
     let Setup { options, dense_below } = args.writing.setup(&model, args.model.device, args.chat, cancel)?;
+    if let Some(file) = &args.prompts {
+        let conversation = args.chat.then_some(&args.conversation);
+        let (stops, size, format) = (args.writing.stop.as_slice(), args.batch, args.format);
+        return Batch { model: &model, options: &options, stops, conversation, size, format }.run(file);
+    }
     let session = args.session.load(&model, &options.method, options.max_new_tokens)?;
     let streaming = args.format == Format::Text;
     let (text, outcome) = match args.chat {

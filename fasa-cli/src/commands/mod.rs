@@ -1,5 +1,6 @@
 //! One file per command.
 
+mod batch;
 pub mod bench;
 pub mod calibrate;
 pub mod chat;

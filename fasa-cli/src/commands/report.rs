@@ -23,7 +23,7 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", default_value = "Sparse attention, compared")]
     title: String,
 
-    /// Where the page goes
+    /// Where the page goes; a name that ends in .md asks for its tables in Markdown alone
     #[arg(long, short, value_name = "FILE", default_value = "fasa-report.html")]
     output: PathBuf,
 }
@@ -41,7 +41,13 @@ pub fn run(args: &Args) -> Result<()> {
         results.cells.extend(read.cells);
     }
     let profiles = args.profile.iter().map(profiled).collect::<Result<Vec<_>>>()?;
-    let page = page::render(&args.title, &results, &profiles);
+    let page = match args.output.extension().is_some_and(|extension| extension == "md") {
+        true => {
+            ensure!(profiles.is_empty(), "Markdown has no heat maps; leave `--profile` out, or name a `.html` page");
+            page::markdown::render(&results)
+        }
+        false => page::render(&args.title, &results, &profiles),
+    };
     std::fs::write(&args.output, &page).with_context(|| {
         format!("cannot write the page `{}`; choose another place with `--output`", args.output.display())
     })?;

@@ -30,7 +30,11 @@ pub fn of(summaries: &[Summary], name: &dyn Fn(&str, &str) -> String) -> Vec<Vec
         let by_bytes = lines(&cells, &methods, |cell| Some(cell.cache_bytes_per_step as f64 / 1e6));
         let shares = cells.iter().any(|cell| cell.budget.ends_with('%'));
         let budget = if shares { "budget (% of the context)" } else { "budget (tokens per step)" };
-        let mut charts = vec![chart(budget, true, by_budget), chart("cache bytes per step (MB)", true, by_bytes)];
+        let mut charts = vec![chart("cache bytes per step (MB)", true, by_bytes)];
+        // One budget is no axis.
+        if by_budget.iter().any(|series| series.points.len() > 1) {
+            charts.insert(0, chart(budget, true, by_budget));
+        }
         let by_chunks: Vec<Series> = families
             .iter()
             .enumerate()

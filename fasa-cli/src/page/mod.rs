@@ -1,5 +1,6 @@
 //! Results as one page that needs nothing but itself: tables, curves, heat maps, and how they came about.
 
+pub mod markdown;
 mod tables;
 
 use crate::eval::charts;
@@ -139,7 +140,8 @@ impl<'a> Section<'a> {
         summaries.sort_by(|a, b| {
             let by_rank = rank(a).0.cmp(&rank(b).0).then(rank(a).1.total_cmp(&rank(b).1));
             let budgets = summary::budget_order(&a.budget).1.total_cmp(&summary::budget_order(&b.budget).1);
-            a.task.cmp(&b.task).then(by_rank).then(a.method.cmp(&b.method)).then(budgets)
+            let kind = |s: &Summary| summary::is_agreement(&s.task);
+            kind(a).cmp(&kind(b)).then(a.task.cmp(&b.task)).then(by_rank).then(a.method.cmp(&b.method)).then(budgets)
         });
         Self { header, summaries }
     }

@@ -15,7 +15,6 @@ use fasa_burn::generate::{Cancel, Options};
 use fasa_burn::method::Method;
 use fasa_burn::sequence::Sequence;
 use fasa_burn::session::{self, Session};
-use fasa_burn::text::TokenizerSettings;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -70,7 +69,7 @@ impl WritingArgs {
     /// If a file is damaged or does not belong to the model, or an argument does not fit it.
     pub fn setup(&self, model: &LanguageModel, device: DeviceName, chat: bool, cancel: &Cancel) -> Result<Setup> {
         let file = match &model.folder {
-            Some(folder) if !self.ignore_generation_config => GenerationConfig::read(folder)?,
+            Some(folder) if !self.ignore_generation_config && model.file.is_none() => GenerationConfig::read(folder)?,
             _ => GenerationConfig::default(),
         };
         let (method, dense_below) = self.method(model, device)?;
@@ -86,7 +85,7 @@ impl WritingArgs {
             method,
             max_new_tokens: self.max_new_tokens.or(file.max_new_tokens).unwrap_or(MAX_NEW_TOKENS),
             sampling,
-            stop_ids: self.stop_ids(model, &file, chat)?,
+            stop_ids: self.stop_ids(model, &file, chat),
             cancel: cancel.clone(),
         };
         Ok(Setup { options, dense_below })
@@ -94,20 +93,18 @@ impl WritingArgs {
 
     /// The ids that end a text: those given, else those of `generation_config.json`, else those of `config.json`; a reply
     /// also ends at the tokenizer's own end token.
-    fn stop_ids(&self, model: &LanguageModel, file: &GenerationConfig, chat: bool) -> Result<Vec<u32>> {
+    fn stop_ids(&self, model: &LanguageModel, file: &GenerationConfig, chat: bool) -> Vec<u32> {
         if !self.eos_token_id.is_empty() {
-            return Ok(self.eos_token_id.clone());
+            return self.eos_token_id.clone();
         }
         let mut ids = match file.eos_token_ids.is_empty() {
             true => model.decoder.config().eos_token_ids.clone(),
             false => file.eos_token_ids.clone(),
         };
-        if let Some(folder) = model.folder.as_ref().filter(|_| chat)
-            && let Some(settings) = TokenizerSettings::read(folder)?
-        {
+        if let Some(settings) = model.tokenizer_settings.as_ref().filter(|_| chat) {
             ids.extend(settings.token_id("eos_token", &model.tokenizer));
         }
-        Ok(ids)
+        ids
     }
 
     /// The method, and under how many tokens in the cache it is dense.
@@ -157,11 +154,12 @@ impl ChatArgs {
     /// # Errors
     /// If there is none, or it is damaged.
     pub fn template(&self, model: &LanguageModel) -> Result<ChatTemplate> {
+        let settings = model.tokenizer_settings.as_ref();
         if let Some(file) = &self.chat_template {
-            let settings = model.folder.as_deref().map(TokenizerSettings::read).transpose()?.flatten();
-            return Ok(ChatTemplate::read_file(file, settings.as_ref())?);
+            return Ok(ChatTemplate::read_file(file, settings)?);
         }
-        let found = model.folder.as_deref().map(ChatTemplate::read).transpose()?.flatten();
+        let folder = model.folder.as_deref().filter(|_| model.file.is_none());
+        let found = ChatTemplate::find(folder, settings)?;
         found.with_context(|| {
             format!(
                 "`{}` has no chat template (chat_template.jinja, or `chat_template` in tokenizer_config.json): it was not \
@@ -177,16 +175,23 @@ impl ChatArgs {
     /// As [`template`](Self::template), and if a system message is given for a conversation that has begun.
     pub fn begin(&self, model: &LanguageModel, session: Session) -> Result<Conversation> {
         let template = self.template(model)?;
-        let arguments: BTreeMap<_, _> = self.template_arg.iter().cloned().collect();
         let mut messages = session.messages;
-        if let Some(text) = &self.system {
-            ensure!(
-                messages.is_empty(),
-                "`--system` comes before a conversation, and the loaded session has begun one; leave it out"
-            );
-            messages.push(Message::new(Role::System, text));
-        }
-        Ok(Conversation::new(template, arguments, messages, session.sequence))
+        ensure!(
+            self.system.is_none() || messages.is_empty(),
+            "`--system` comes before a conversation, and the loaded session has begun one; leave it out"
+        );
+        messages.extend(self.messages());
+        Ok(Conversation::new(template, self.arguments(), messages, session.sequence))
+    }
+
+    /// What a new conversation begins with.
+    pub fn messages(&self) -> Vec<Message> {
+        self.system.iter().map(|text| Message::new(Role::System, text)).collect()
+    }
+
+    /// Further variables of the template.
+    pub fn arguments(&self) -> BTreeMap<String, serde_json::Value> {
+        self.template_arg.iter().cloned().collect()
     }
 }
 
