@@ -108,7 +108,7 @@ fn chromium() -> Option<&'static str> {
 /// On a phone and on a desk, in light and in dark: nothing sticks out, letters can be read, nothing is complained about.
 fn in_browsers(folder: &Path, page: &str) {
     let Some(chromium) = chromium() else {
-        println!("no Chromium here: the page was checked as text alone");
+        eprintln!("no Chromium here: the page was checked as text alone");
         return;
     };
     // The page in frames of both widths, and a script around them that measures.

@@ -5,7 +5,7 @@ use crate::layer::{LayerCache, LayerSketch};
 use crate::partial::Partial;
 use crate::selected::Selected;
 use crate::team::share_each;
-use crate::tip::shortlist::{self, STRETCH, Stretch};
+use crate::tip::shortlist::{self, Choice, STRETCH, Stretch};
 use crate::tip::{self, Mean, Queries, Ranking, Shortlist};
 use fasa_core::config::Scope;
 use fasa_core::policy::Plan;
@@ -180,7 +180,8 @@ impl Step<'_> {
         let prepared = self.prepare_all(kv_head, queries, folded)?;
         let ranking = self.ranking();
         if shortlist::pays(len, budget) {
-            return shortlist::pick(&prepared, len, ranking, guarantees, stretches, shortlist, entries, positions);
+            let choice = Choice { seen: len, ranking, guarantees };
+            return shortlist::pick(&prepared, choice, stretches, shortlist, entries, positions);
         }
         match ranking {
             Ranking::Mean { .. } => {

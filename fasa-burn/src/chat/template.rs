@@ -1,7 +1,9 @@
 //! Chat templates: Jinja, as `transformers` runs it.
 //!
 //! Templates come from strangers. They see the messages and nothing else of the machine but the date, and what they may
-//! do is bounded: every instruction and every byte they make costs fuel, of which there is a fixed amount.
+//! do is bounded: every instruction and every byte of text they make costs fuel, of which there is a fixed amount. (Known
+//! gap: a list that is added to itself many times is walked for nothing by filters such as `list`; minijinja does not count
+//! that.)
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -99,7 +101,7 @@ impl ChatTemplate {
     /// The text of a conversation, up to where the model's next message begins. `arguments` are further variables that a
     /// template may know, such as `enable_thinking`.
     ///
-    /// Takes a bounded time and amount of memory, whatever the template does.
+    /// Takes a bounded time and amount of memory, but for the gap that this module's head names.
     ///
     /// # Errors
     /// [`Error::Template`] if the template refuses the messages, fails, does not end, or leaves the system message out.

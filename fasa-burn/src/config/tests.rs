@@ -183,7 +183,7 @@ fn wrong_fields_are_named() {
         (json!({"partial_rotary_factor": 1.5}), "partial_rotary_factor"),
         (json!({"rope_scaling": {"type": "linear"}}), "rope_scaling.factor"),
         (json!({"rope_scaling": {"type": "dynamic"}}), "rope_scaling.factor"),
-        (json!({"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}), "rope_scaling.long_factor"),
+        (json!({"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}), "rope_scaling.short_factor"),
         (json!({"rope_scaling": {"type": "longrope", "short_factor": vec![1.0; 32]}}), "rope_scaling.long_factor"),
         (
             json!({"rope_scaling": {"type": "longrope", "short_factor": vec![0.0; 32], "long_factor": vec![1.0; 32]}}),

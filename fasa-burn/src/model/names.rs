@@ -121,6 +121,9 @@ mod tests {
         let mut count = 0;
         for entry in std::fs::read_dir(families).expect("fixtures") {
             let folder = entry.expect("readable").path();
+            if !folder.is_dir() {
+                continue;
+            }
             let config = ModelConfig::read(&folder).expect("a config");
             let checkpoint = Checkpoint::open(&folder).expect("weights");
             Decoder::load(config.clone(), &checkpoint, &Device::flex(), crate::Dtype::F32, &mut |_, _| {})

@@ -78,7 +78,9 @@ fn layers(cells: &[&Cell]) -> Vec<LayerAgreement> {
 
 /// Tasks in the order of their first cell in `order`, methods and budgets likewise; `order` maps names to places.
 pub fn summarize(results: &Results, keep: impl Fn(&Cell) -> bool) -> Vec<Summary> {
-    let mut groups: BTreeMap<(String, String, String, Option<String>, String), Vec<&Cell>> = BTreeMap::new();
+    // Setting, task, method, profile, budget.
+    type Group = (String, String, String, Option<String>, String);
+    let mut groups: BTreeMap<Group, Vec<&Cell>> = BTreeMap::new();
     for cell in results.cells.values().filter(|cell| keep(cell)) {
         let (method, profile) = (cell.method.clone(), cell.profile.clone());
         let key = (cell.setting.clone(), cell.task.clone(), method, profile, cell.budget.clone());

@@ -84,10 +84,11 @@ fn spelled(text: &str) -> String {
     if text.starts_with('.') {
         text.insert(0, '0');
     }
-    if let Some((name, rest)) = text.split_once('=') {
-        if name.trim().chars().count() <= 2 && !rest.contains('=') {
-            text = rest.to_owned();
-        }
+    if let Some((name, rest)) = text.split_once('=')
+        && name.trim().chars().count() <= 2
+        && !rest.contains('=')
+    {
+        text = rest.to_owned();
     }
     let text = fractions(&roots(&text).replace(' ', ""));
     match text.split_once('/') {

@@ -78,13 +78,20 @@ pub(crate) fn look(sketches: &Sketches<'_>, range: Range<usize>, ranking: Rankin
     Stretch(bounds)
 }
 
-/// Chooses `budget` tokens of `seen`, more than the budget: the guaranteed ones and the best. `out` is `[lists, budget]`,
-/// each list ascending; `entries` as for [`top_n`]. Without `stretches` the first pass is done here.
+/// What is chosen.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Choice {
+    /// Tokens in the context, more than the budget.
+    pub(crate) seen: usize,
+    pub(crate) ranking: Ranking,
+    pub(crate) guarantees: Guarantees,
+}
+
+/// Chooses `budget` tokens: the guaranteed ones and the best. `out` is `[lists, budget]`, each list ascending; `entries` as for
+/// [`top_n`]. Without `stretches` the first pass is done here.
 pub(crate) fn pick(
     sketches: &Sketches<'_>,
-    seen: usize,
-    ranking: Ranking,
-    guarantees: Guarantees,
+    Choice { seen, ranking, guarantees }: Choice,
     stretches: &[Stretch],
     memory: &mut Shortlist,
     entries: &mut [u64],
