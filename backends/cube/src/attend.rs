@@ -9,6 +9,7 @@ mod kernel;
 
 use crate::device::{Gpu, buffer};
 use crate::error::{Result, ensure};
+use crate::length::Length;
 use crate::numbers::Format;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -37,6 +38,12 @@ impl Cache {
         ensure(self.dim.is_multiple_of(2) && self.dim > 0 && self.dim <= 512, "dim", "an even number up to 512")?;
         Ok(self.dim / self.format.per_word())
     }
+
+    /// Words of a row, and of a vector that is read at once.
+    fn vectors(&self) -> Result<(usize, usize)> {
+        let words = self.words()?;
+        Ok((words, [4, 2, 1].into_iter().find(|v| words.is_multiple_of(*v)).unwrap_or(1)))
+    }
 }
 
 /// Which rows a query attends to.
@@ -44,6 +51,8 @@ impl Cache {
 pub enum Rows<'a> {
     /// The first of every head.
     First(usize),
+    /// The first of every head, whose number may be kept on the device.
+    Kept(&'a Length),
     /// `[lists, count]` positions. There may be several lists per KV head, each for a share of its query heads.
     Chosen {
         /// Positions.
@@ -79,6 +88,8 @@ struct Config {
     chosen: bool,
     /// Whether the cube's result is the whole one.
     whole: bool,
+    /// Whether the number of rows is read from the device.
+    device_len: bool,
 }
 
 impl Config {
@@ -123,6 +134,7 @@ pub fn attend_into(
 ) -> Result<()> {
     let (count, lists) = match rows {
         Rows::First(count) => (count, 1),
+        Rows::Kept(len) => (len.most(), 1),
         Rows::Chosen { count, lists, .. } => (count, lists),
     };
     let all_lists = cache.heads * lists;
@@ -134,13 +146,14 @@ pub fn attend_into(
     )?;
     let group = query_heads / all_lists;
     ensure(group <= 16, "group", "1 to 16 query heads can share a list")?;
-    let words = cache.words()?;
-    let vector = [4, 2, 1].into_iter().find(|v| words.is_multiple_of(*v)).unwrap_or(1);
-    let (config, splits, per_cube) =
+    let (words, vector) = cache.vectors()?;
+    let length = if let Rows::Kept(len) = rows { len.handle() } else { None };
+    let (mut config, splits, per_cube) =
         plan(gpu, cache, group, words / vector, count, all_lists, matches!(rows, Rows::Chosen { .. }));
+    config.device_len = length.is_some();
     let positions = match rows {
         Rows::Chosen { positions, .. } => (positions.clone(), all_lists * count),
-        Rows::First(_) => (queries.clone(), 1),
+        Rows::First(_) | Rows::Kept(_) => (queries.clone(), 1),
     };
     let (partials, states) = if config.whole {
         (out.clone(), out.clone())
@@ -162,6 +175,7 @@ pub fn attend_into(
             buffer(&positions.0, positions.1),
             buffer(&partials, query_heads * splits * cache.dim),
             buffer(&states, if config.whole { 1 } else { query_heads * splits * 2 }),
+            buffer(length.unwrap_or(queries), 1),
             cache.capacity as u32,
             count as u32,
             per_cube as u32,
@@ -180,6 +194,7 @@ pub fn attend_into(
                 splits as u32,
                 cache.dim as u32,
                 group as u32,
+                if splits <= 8 { splits as u32 } else { 0 },
             );
         }
     }
@@ -221,9 +236,11 @@ fn plan(
         plane,
         chosen,
         whole: false,
+        device_len: false,
     };
     let step = config.tile() * teams;
-    let wanted = (2 * gpu.traits.processors as usize).div_ceil(lists).max(1);
+    // No more cubes than run at the same time.
+    let wanted = (2 * gpu.traits.processors as usize / lists).max(1);
     let per_cube = if few { step } else { count.div_ceil(wanted).next_multiple_of(step) };
     let splits = count.div_ceil(per_cube);
     config.whole = splits == 1;

@@ -1,230 +1,214 @@
-//! From scores to the importance that selection ranks: the mean of a group's softmaxes, or the scores themselves.
+//! From scores to the importances that selection ranks: the mean of a group's softmaxes, or the scores themselves.
+
+mod kernel;
 
 use crate::device::{Gpu, buffer};
 use crate::error::{Result, ensure};
-use crate::team::{Reduce, cube_reduce, scratch_len};
-use crate::tip::{SCORE_ALIGN, Scores, score_stride};
+use crate::length::Length;
+use crate::numbers::Format;
+use crate::spans::{Spans, UNITS};
+use crate::tip::{Scores, are_halves, score_stride, score_words};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
+use kernel::{combine_kernel, rank_kernel};
 
-/// Units of a cube; each looks at four tokens.
-const UNITS: u32 = 256;
-
-/// More than any importance: guaranteed tokens.
-pub(crate) const FORCED: f32 = 3.0e38;
-
-/// Less than any: places past the context's end.
+/// Less than any importance: places past the context's end.
 pub(crate) const NOTHING: f32 = -3.4e38;
 
-/// Importances with the largest of every `span` tokens.
+/// Importances, with the largest of every span of tokens.
 #[derive(Debug, Clone)]
 pub struct Importance {
     /// `[rows, stride]`.
     pub values: Handle,
     /// Numbers between two rows.
     pub stride: usize,
-    /// `[rows, stride / span]`.
-    pub largest: Handle,
-    /// Tokens that an entry of `largest` stands for, a power of two.
-    pub span: usize,
     /// Lists of tokens to choose.
     pub rows: usize,
     /// Tokens.
-    pub len: usize,
-}
-
-/// Tokens per entry of the largest ones: a few times as many entries as tokens are wanted.
-fn span(len: usize, budget: usize) -> usize {
-    (1usize << (len / (4 * budget.max(1))).max(1).ilog2()).clamp(4, 128)
+    pub len: Length,
+    pub(crate) maxima: Handle,
+    pub(crate) spans: Spans,
+    pub(crate) sinks: usize,
+    pub(crate) recent: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Config {
+    /// Query heads that choose together, and those of a sketch.
     group: usize,
-    mean: bool,
-    span: usize,
-    units: u32,
+    sketch_group: usize,
+    spans: Spans,
     plane: u32,
+    device_len: bool,
+    native_half: bool,
+    /// Whether the scores are halves.
+    half: bool,
+}
+
+impl Config {
+    const fn mean(&self) -> bool {
+        self.group > 1
+    }
+
+    /// Query heads of a list whose scores lie next to each other.
+    const fn together(&self) -> usize {
+        if self.group < self.sketch_group { self.group } else { self.sketch_group }
+    }
+
+    const fn format(&self) -> Format {
+        if self.half { Format::F16 } else { Format::F32 }
+    }
+
+    /// Scores of a word.
+    const fn per_word(&self) -> usize {
+        if self.half { 2 } else { 1 }
+    }
+
+    /// Whether a list's scores are whole words.
+    const fn whole_words(&self) -> bool {
+        self.together().is_multiple_of(self.per_word())
+    }
+
+    /// Words that are read together.
+    fn width(&self) -> usize {
+        if !self.whole_words() {
+            return 1;
+        }
+        let words = self.together() / self.per_word();
+        [4, 2, 1].into_iter().find(|width| words.is_multiple_of(*width)).unwrap_or(1)
+    }
+}
+
+impl Importance {
+    /// Memory for the importances of `rows` lists made of `scores`, for [`combine_into`].
+    pub fn empty(gpu: &Gpu, scores: &Scores, rows: usize) -> Self {
+        Self {
+            values: gpu.words(rows * scores.stride),
+            stride: scores.stride,
+            rows,
+            len: scores.len.clone(),
+            maxima: gpu.words(rows * scores.spans.count(scores.len.most())),
+            spans: scores.spans,
+            sinks: 0,
+            recent: 0,
+        }
+    }
+
+    /// The first `sinks` tokens and the last `recent` ones are chosen before all others.
+    #[must_use]
+    pub fn guarantee(self, sinks: usize, recent: usize) -> Self {
+        Self { sinks, recent, ..self }
+    }
 }
 
 /// The importance of every token for `group` query heads that choose together: the mean of their softmaxes. With a group of
 /// one, each query head's own scores: softmax does not change an order.
 ///
-/// The first `sinks` tokens and those from `recent_from` on come out above all others. One launch.
+/// The first `sinks` tokens and those from `recent_from` on are chosen before all others. One launch.
 ///
 /// # Errors
-/// [`Error::Shape`](crate::Error::Shape) if the group does not divide the heads.
+/// [`Error::Shape`](crate::Error::Shape) if the group is not made of whole sketches, nor a sketch of whole groups, or the scores
+/// are of another number of tokens.
 pub fn combine(
     gpu: &Gpu,
     scores: &Scores,
     group: usize,
     len: usize,
-    budget: usize,
     [sinks, recent_from]: [usize; 2],
 ) -> Result<Importance> {
+    ensure(len == scores.len.most(), "len", "the scores are of another number of tokens")?;
+    ensure(sinks <= recent_from && recent_from <= len, "recent_from", "it lies after the sinks and not after the end")?;
     ensure(group > 0 && scores.heads.is_multiple_of(group), "group", "it does not divide the query heads")?;
-    ensure(group <= 16, "group", "1 to 16 query heads can choose together")?;
-    let rows = scores.heads / group;
-    launch(gpu, &scores.scores, Some(scores), group, rows, len, budget, [sinks, recent_from])
+    let out = Importance::empty(gpu, scores, scores.heads / group);
+    combine_into(gpu, scores, &out)?;
+    Ok(out.guarantee(sinks, len - recent_from))
 }
 
-/// As [`combine`] for importances that are there: `values` is `[rows, score_stride(len)]`. Guaranteed tokens are overwritten.
+/// As [`combine`], into memory that is there.
 ///
 /// # Errors
-/// None at present; the signature is that of [`combine`].
+/// As [`combine`].
+pub fn combine_into(gpu: &Gpu, scores: &Scores, out: &Importance) -> Result<()> {
+    ensure(out.rows > 0 && scores.heads.is_multiple_of(out.rows), "rows", "query heads share them equally")?;
+    let (group, len) = (scores.heads / out.rows, scores.len.most());
+    ensure(group <= 16, "group", "1 to 16 query heads can choose together")?;
+    ensure(
+        scores.group.is_multiple_of(group) || group.is_multiple_of(scores.group),
+        "group",
+        "it does not divide the query heads of a sketch, nor is it divided by them",
+    )?;
+    let config = Config {
+        group,
+        sketch_group: scores.group,
+        spans: out.spans,
+        plane: gpu.traits.plane,
+        device_len: scores.len.is_on_device(),
+        native_half: gpu.traits.native_half,
+        half: are_halves(scores.group),
+    };
+    let vector = config.width();
+    let score_words = scores.sketches() * scores.stride * score_words(scores.group);
+    let count = out.spans.count(len);
+    // SAFETY: the lengths are those of `Scores::empty` and `Importance::empty`; a cube writes its chunk's numbers below the
+    // stride, and its spans.
+    unsafe {
+        combine_kernel::launch_unchecked(
+            &gpu.client,
+            CubeCount::Static((count / out.spans.of_chunk()) as u32, out.rows as u32, 1),
+            CubeDim::new_1d(UNITS),
+            vector,
+            buffer(&scores.scores, score_words / vector),
+            buffer(&scores.blocks, scores.heads * scores.block_count * 2),
+            buffer(scores.len.handle().unwrap_or(&scores.blocks), 1),
+            buffer(&out.values, out.rows * out.stride),
+            buffer(&out.maxima, out.rows * count),
+            len as u32,
+            out.stride as u32,
+            scores.block_count as u32,
+            config,
+        );
+    }
+    Ok(())
+}
+
+/// As [`combine`] for importances that are there: `values` is `[rows, score_stride(len)]`. One launch.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) if there is no token.
 pub fn rank(
     gpu: &Gpu,
     values: &Handle,
     rows: usize,
     len: usize,
-    budget: usize,
-    forced: [usize; 2],
-) -> Result<Importance> {
-    launch(gpu, values, None, 1, rows, len, budget, forced)
-}
-
-#[allow(clippy::too_many_arguments)]
-fn launch(
-    gpu: &Gpu,
-    values: &Handle,
-    scores: Option<&Scores>,
-    group: usize,
-    rows: usize,
-    len: usize,
-    budget: usize,
     [sinks, recent_from]: [usize; 2],
 ) -> Result<Importance> {
-    ensure(len > 0 && budget > 0, "len", "nothing to choose from")?;
-    let stride = score_stride(len);
-    let span = span(len, budget);
-    let config = Config { group, mean: group > 1, span, units: UNITS, plane: gpu.traits.plane };
-    let (blocks, block_count) = match scores {
-        Some(scores) => (scores.blocks.clone(), scores.block_count),
-        None => (values.clone(), 1),
+    ensure(len > 0 && rows > 0, "len", "nothing to choose from")?;
+    ensure(sinks <= recent_from && recent_from <= len, "recent_from", "it lies after the sinks and not after the end")?;
+    let (stride, spans) = (score_stride(len), Spans::new(len, rows, gpu.traits.processors as usize));
+    let count = spans.count(len);
+    let maxima = gpu.words(rows * count);
+    let config = Config {
+        group: 1,
+        sketch_group: 1,
+        spans,
+        plane: gpu.traits.plane,
+        device_len: false,
+        native_half: gpu.traits.native_half,
+        half: false,
     };
-    let out = Importance {
-        values: gpu.words(rows * stride),
-        stride,
-        largest: gpu.words(rows * stride / span),
-        span,
-        rows,
-        len,
-    };
-    // SAFETY: rows of scores and importances are `stride` long, a multiple of what a cube handles, and the blocks are those of
-    // the scores; without a mean no block is read.
+    // SAFETY: a cube writes the spans of its chunk, and reads numbers below the length only.
     unsafe {
-        combine_kernel::launch_unchecked(
+        rank_kernel::launch_unchecked(
             &gpu.client,
-            CubeCount::Static((stride / SCORE_ALIGN) as u32, rows as u32, 1),
+            CubeCount::Static((count / spans.of_chunk()) as u32, rows as u32, 1),
             CubeDim::new_1d(UNITS),
-            buffer(values, rows * group * stride / 4),
-            buffer(&blocks, rows * group * block_count * 2),
-            buffer(&out.values, rows * stride / 4),
-            buffer(&out.largest, rows * stride / span),
+            buffer(values, rows * stride),
+            buffer(&maxima, rows * count),
             len as u32,
-            (stride / 4) as u32,
-            block_count as u32,
-            sinks as u32,
-            recent_from as u32,
+            stride as u32,
             config,
         );
     }
-    Ok(out)
-}
-
-#[cube(launch_unchecked)]
-fn combine_kernel(
-    scores: &[Vector<f32, Const<4>>],
-    blocks: &[f32],
-    importance: &mut [Vector<f32, Const<4>>],
-    largest: &mut [f32],
-    len: u32,
-    stride: u32,
-    block_count: u32,
-    sinks: u32,
-    recent_from: u32,
-    #[comptime] config: Config,
-) {
-    let row = CUBE_POS_Y as usize;
-    let group = comptime!(config.group);
-    let place = CUBE_POS_X as usize * comptime!(config.units as usize) + UNIT_POS as usize;
-    let mut four = Array::<Vector<f32, Const<4>>>::new(group);
-    #[unroll]
-    for g in 0..group {
-        four[g] = scores[(row * group + g) * stride as usize + place];
-    }
-    let mut out = Array::<f32>::new(4usize);
-    if comptime!(config.mean) {
-        // Every cube finds its row's softmax by the blocks: a few numbers per thousand tokens.
-        let mut scratch = Shared::<[f32]>::new_slice(comptime!(scratch_len(group, config.units, config.plane)));
-        let mut most = Array::<f32>::new(group);
-        let mut total = Array::<f32>::new(group);
-        #[unroll]
-        for g in 0..group {
-            most[g] = f32::new(NOTHING);
-            let from = (row * group + g) * block_count as usize;
-            let mut i = UNIT_POS;
-            while i < block_count {
-                most[g] = max(most[g], blocks[(from + i as usize) * 2]);
-                i += comptime!(config.units);
-            }
-        }
-        cube_reduce(&mut most, &mut scratch, Reduce::Max, group, config.units, config.plane);
-        #[unroll]
-        for g in 0..group {
-            total[g] = 0.0f32;
-            let from = (row * group + g) * block_count as usize;
-            let mut i = UNIT_POS;
-            while i < block_count {
-                let at = (from + i as usize) * 2;
-                total[g] += blocks[at + 1] * (blocks[at] - most[g]).exp();
-                i += comptime!(config.units);
-            }
-        }
-        cube_reduce(&mut total, &mut scratch, Reduce::Sum, group, config.units, config.plane);
-        #[unroll]
-        for i in 0..4usize {
-            out[i] = 0.0f32;
-        }
-        #[unroll]
-        for g in 0..group {
-            let share = 1.0f32 / (total[g] * comptime!(group as f32));
-            #[unroll]
-            for i in 0..4usize {
-                out[i] += (four[g].extract(i) - most[g]).exp() * share;
-            }
-        }
-    } else {
-        #[unroll]
-        for i in 0..4usize {
-            out[i] = four[0].extract(i);
-        }
-    }
-    let mut result = Vector::<f32, Const<4>>::empty();
-    let mut best = f32::new(NOTHING);
-    #[unroll]
-    for i in 0..4usize {
-        let t = (place * 4 + i) as u32;
-        let value = out[i];
-        // What is no number loses against every number.
-        let ranked = select(value == value, value, NOTHING);
-        let forced = t < sinks || t >= recent_from;
-        let kept = select(t < len, select(forced, FORCED, ranked), NOTHING);
-        result.insert(i, kept);
-        best = max(best, kept);
-    }
-    importance[row * stride as usize + place] = result;
-    let mut bests = Shared::<[f32]>::new_slice(comptime!(config.units as usize));
-    bests[UNIT_POS as usize] = best;
-    sync_cube();
-    let fours = comptime!(config.span / 4);
-    let spans = comptime!(config.units as usize / fours);
-    if (UNIT_POS as usize) < spans {
-        let mut most = f32::new(NOTHING);
-        #[unroll]
-        for i in 0..fours {
-            most = max(most, bests[UNIT_POS as usize * fours + i]);
-        }
-        largest[(row * CUBE_COUNT_X as usize + CUBE_POS_X as usize) * spans + UNIT_POS as usize] = most;
-    }
+    let (values, recent) = (values.clone(), len - recent_from);
+    Ok(Importance { values, stride, rows, len: len.into(), maxima, spans, sinks, recent })
 }

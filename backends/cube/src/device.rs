@@ -16,6 +16,10 @@ pub struct Traits {
     pub max_units: u32,
     /// Processors that cubes are spread over; a guess where the device does not say.
     pub processors: u32,
+    /// Cubes of a processor where cubes go through long rows.
+    pub cubes: u32,
+    /// Most bytes of shared memory of a cube.
+    pub shared_memory: usize,
 }
 
 /// A client with what the kernels must know of its device.
@@ -49,6 +53,8 @@ impl Gpu {
             native_half: client.name() == "cuda",
             max_units: 1 << max_units.ilog2(),
             processors: hardware.num_streaming_multiprocessors.unwrap_or(32),
+            cubes: 2,
+            shared_memory: hardware.max_shared_memory_size,
         };
         Ok(Self { client, traits })
     }

@@ -35,6 +35,17 @@ pub(crate) fn half_to_f32(bits: u32) -> f32 {
     f32::reinterpret(value | ((bits & 0x8000) << 16))
 }
 
+/// The lower or upper half of a word.
+#[cube]
+pub(crate) fn half_at(word: u32, upper: bool, #[comptime] native_half: bool) -> f32 {
+    if comptime!(native_half) {
+        let halves = Vector::<half::f16, Const<2>>::reinterpret(word);
+        select(upper, f32::cast_from(halves.extract(1usize)), f32::cast_from(halves.extract(0usize)))
+    } else {
+        half_to_f32(select(upper, word >> 16, word & 0xffff))
+    }
+}
+
 /// `x` rounded to a half, ties to even.
 #[cube]
 pub(crate) fn f32_to_half(x: f32) -> u32 {
@@ -94,6 +105,21 @@ pub(crate) fn word(first: f32, second: f32, #[comptime] format: Format) -> u32 {
         Format::F32 => u32::reinterpret(first),
         Format::F16 => f32_to_half(first) | (f32_to_half(second) << 16),
         Format::Bf16 => f32_to_bf16(first) | (f32_to_bf16(second) << 16),
+    }
+}
+
+/// The word of two halves, the largest finite ones instead of larger numbers.
+#[cube]
+pub(crate) fn halves(first: f32, second: f32, #[comptime] native_half: bool) -> u32 {
+    let first = min(max(first, -65504.0f32), 65504.0f32);
+    let second = min(max(second, -65504.0f32), 65504.0f32);
+    if comptime!(native_half) {
+        let mut both = Vector::<half::f16, Const<2>>::empty();
+        both.insert(0usize, half::f16::cast_from(first));
+        both.insert(1usize, half::f16::cast_from(second));
+        u32::reinterpret(both)
+    } else {
+        f32_to_half(first) | (f32_to_half(second) << 16)
     }
 }
 

@@ -3,17 +3,17 @@
 //! The queries are folded where they are used, at the start of every cube: it costs less than a launch. Scores of the integer
 //! formats are sums of products of bytes, exact, as on the CPU.
 
+mod fold;
 mod kernel;
 
 use crate::device::{Gpu, buffer};
 use crate::error::{Error, Result, ensure};
+use crate::length::Length;
+use crate::spans::{Spans, UNITS};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use fasa_core::sketch::Precision;
 use kernel::tip_kernel;
-
-/// Units of a cube.
-const UNITS: u32 = 256;
 
 /// Scores of a row start at multiples of this many.
 pub const SCORE_ALIGN: usize = 1024;
@@ -117,14 +117,37 @@ struct Config {
     chunks: usize,
     words: usize,
     group: usize,
-    /// Rows that a unit scores.
-    rows: usize,
+    spans: Spans,
     units: u32,
     plane: u32,
     native_half: bool,
+    /// Whether the number of rows is read from the device.
+    device_len: bool,
 }
 
 impl Config {
+    const fn half_scores(&self) -> bool {
+        are_halves(self.group)
+    }
+
+    /// Words of a token's scores.
+    const fn score_words(&self) -> usize {
+        score_words(self.group)
+    }
+
+    /// Query heads that units fold together, how many units do, and the channels of each of them.
+    const fn fold_heads(&self) -> usize {
+        if self.plane > 0 { 1 } else { self.group }
+    }
+
+    const fn fold_team(&self) -> usize {
+        if self.plane > 0 { self.plane as usize } else { self.units as usize }
+    }
+
+    const fn fold_numbers(&self) -> usize {
+        (self.fold_heads() * 2 * self.chunks).div_ceil(self.fold_team())
+    }
+
     /// Whether scores are sums of integers.
     const fn integer(&self) -> bool {
         matches!(self.precision, Codes::Int4 | Codes::Int8)
@@ -139,21 +162,58 @@ impl Config {
     }
 }
 
-/// TIP scores of all rows for `group` query heads per sketch: `scores` `[query heads, score_stride]`, in the unit of powers of e
-/// that [`crate::combine`] wants (times 1 / √d), and per block of rows the largest score and the sum of powers
-/// relative to it: `[query heads, blocks, 2]`.
+/// Whether `group` query heads have halves as scores: what is written and read again is half as much, and scores only rank.
+pub const fn are_halves(group: usize) -> bool {
+    group.is_multiple_of(2)
+}
+
+pub(crate) const fn score_words(group: usize) -> usize {
+    if are_halves(group) { group / 2 } else { group }
+}
+
+/// TIP scores, `[sketches, stride, query heads of a sketch]`, times 1 / √d, f16 or f32 as [`are_halves`] says, and per cube
+/// the largest score and the sum of powers of e relative to it, `[query heads, blocks, 2]`.
 #[derive(Debug, Clone)]
 pub struct Scores {
     /// Scores.
     pub scores: Handle,
-    /// Numbers between two rows of scores.
+    /// Tokens that a sketch's scores have room for.
     pub stride: usize,
-    /// Largest scores and sums.
-    pub blocks: Handle,
-    /// Blocks of a row.
-    pub block_count: usize,
+    /// Query heads of a sketch.
+    pub group: usize,
     /// Query heads.
     pub heads: usize,
+    /// Tokens.
+    pub len: Length,
+    pub(crate) spans: Spans,
+    pub(crate) blocks: Handle,
+    pub(crate) block_count: usize,
+}
+
+impl Scores {
+    /// Memory for the scores of `heads` sketches, for [`score_into`]; `len` may shrink afterwards.
+    pub fn empty(gpu: &Gpu, heads: usize, group: usize, len: Length) -> Self {
+        let (tokens, stride) = (len.most(), score_stride(len.most()));
+        let spans = Spans::new(tokens, heads, gpu.traits.processors as usize);
+        let wanted = (gpu.traits.cubes * gpu.traits.processors) as usize;
+        // No more cubes than run at the same time: a second wave would have the device to itself for little.
+        let block_count = tokens.div_ceil(spans.chunk()).min((wanted / heads.max(1)).max(1));
+        let query_heads = heads * group;
+        Self {
+            scores: gpu.words(heads * stride * score_words(group)),
+            blocks: gpu.words(query_heads * block_count * 2),
+            heads: query_heads,
+            stride,
+            group,
+            len,
+            spans,
+            block_count,
+        }
+    }
+
+    pub(crate) fn sketches(&self) -> usize {
+        self.heads / self.group
+    }
 }
 
 /// Scores the first `len` rows of every sketch. `queries` is `[sketch.heads * group, dim]`, f32.
@@ -169,57 +229,70 @@ pub fn score(
     group: usize,
     sketch: &Sketch,
     channels: &Channels,
-    len: usize,
+    len: impl Into<Length>,
 ) -> Result<Scores> {
+    let out = Scores::empty(gpu, sketch.heads, group, len.into());
+    score_into(gpu, queries, dim, sketch, channels, &out)?;
+    Ok(out)
+}
+
+/// As [`score`], into memory that is there.
+///
+/// # Errors
+/// As [`score`], and if the memory was made for another number of sketches.
+pub fn score_into(
+    gpu: &Gpu,
+    queries: &Handle,
+    dim: usize,
+    sketch: &Sketch,
+    channels: &Channels,
+    out: &Scores,
+) -> Result<()> {
+    let (len, group) = (out.len.most(), out.group);
     ensure(len > 0 && len <= sketch.capacity, "len", "the sketch has fewer rows")?;
     ensure(group > 0 && group <= 16, "group", "1 to 16 query heads can share a sketch")?;
+    ensure(out.sketches() == sketch.heads, "scores", "their memory is for another number of sketches")?;
     let words = sketch.words();
-    let vector = [4, 2, 1].into_iter().find(|v| words.is_multiple_of(*v)).unwrap_or(1);
-    // Short contexts are spread over more units.
-    let enough = 2 * gpu.traits.processors as usize * UNITS as usize;
-    let rows = [4, 2].into_iter().find(|r| len * sketch.heads >= r * enough).unwrap_or(1);
+    let widest = |count: usize| [4, 2, 1].into_iter().find(|v| count.is_multiple_of(*v)).unwrap_or(1);
+    let token_words = score_words(group);
+    let (vector, score_vector) = (widest(words), widest(token_words));
     let config = Config {
         precision: Codes::new(sketch.precision)?,
         chunks: sketch.chunks,
         words,
         group,
-        rows,
+        spans: out.spans,
         units: UNITS,
         plane: gpu.traits.plane,
         native_half: gpu.traits.native_half,
+        device_len: out.len.is_on_device(),
     };
-    let block_count = len.div_ceil(rows * UNITS as usize);
-    let (heads, stride) = (sketch.heads * group, score_stride(len));
-    let out = Scores {
-        scores: gpu.words(heads * stride),
-        stride,
-        blocks: gpu.words(heads * block_count * 2),
-        block_count,
-        heads,
-    };
+    let heads = out.heads;
     let table = 2 * sketch.chunks * sketch.heads;
-    // SAFETY: the lengths are those of the allocations above and of `Sketch` and `Channels`; the kernel checks `len` before it
-    // writes a score, and reads rows below `len` only.
+    // SAFETY: the lengths are those of `Scores::empty` and of `Sketch` and `Channels`; the kernel checks the number of rows,
+    // which is at most `len`, before it writes a score, and reads rows below it only.
     unsafe {
         tip_kernel::launch_unchecked(
             &gpu.client,
-            CubeCount::Static(block_count as u32, sketch.heads as u32, 1),
+            CubeCount::Static(out.block_count as u32, sketch.heads as u32, 1),
             CubeDim::new_1d(UNITS),
             vector,
+            score_vector,
             buffer(queries, heads * dim),
             buffer(&channels.channels, table),
             buffer(&channels.scale, table),
             buffer(&sketch.codes, sketch.heads * sketch.capacity * words / vector),
             buffer(&sketch.scales, sketch.heads * sketch.capacity / 2),
-            buffer(&out.scores, heads * stride),
-            buffer(&out.blocks, heads * block_count * 2),
+            buffer(out.len.handle().unwrap_or(queries), 1),
+            buffer(&out.scores, sketch.heads * out.stride * token_words / score_vector),
+            buffer(&out.blocks, heads * out.block_count * 2),
             len as u32,
             sketch.capacity as u32,
-            stride as u32,
+            out.stride as u32,
             dim as u32,
             1.0 / (dim as f32).sqrt(),
             config,
         );
     }
-    Ok(out)
+    Ok(())
 }

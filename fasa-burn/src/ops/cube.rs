@@ -251,7 +251,7 @@ fn fasa(
     let positions = || {
         let scores = tip::score(&gpu, &q.handle, dim, query_heads / sketch.heads, &sketch, &channels, step.len)?;
         let group = query_heads / lists;
-        let ranked = combine::combine(&gpu, &scores, group, step.len, step.budget, [sinks, recent_from])?;
+        let ranked = combine::combine(&gpu, &scores, group, step.len, [sinks, recent_from])?;
         select::best(&gpu, &ranked, step.budget)
     };
     let positions = positions().map_err(refused)?;

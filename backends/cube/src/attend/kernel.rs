@@ -1,7 +1,9 @@
 //! What the device runs.
 
 use super::{Config, NOTHING};
+use crate::length::tokens;
 use crate::numbers::number;
+use crate::team::{Exchange, Reduce, exchange, exchange_first, exchange_owner};
 use cubecl::prelude::*;
 
 /// Waits for the other units of the team.
@@ -16,9 +18,14 @@ fn sync_team(#[comptime] config: Config) {
 
 /// Row of the cache that the team's row `at` is.
 #[cube]
-fn row_at(positions: &[u32], at: u32, count: u32, list: usize, #[comptime] config: Config) -> usize {
+fn row_at(positions: &[u32], at: u32, count: u32, list: usize, capacity: u32, #[comptime] config: Config) -> usize {
     let at = min(at, count - 1);
-    if comptime!(config.chosen) { positions[list * count as usize + at as usize] as usize } else { at as usize }
+    // No position leads out of the cache, whatever it is.
+    if comptime!(config.chosen) {
+        min(positions[list * count as usize + at as usize], capacity - 1) as usize
+    } else {
+        at as usize
+    }
 }
 
 /// A unit's share of the rows that it reads together, `rows` times `vectors`: row `first` of the list, and every so many
@@ -41,7 +48,7 @@ fn load_rows<N: Size>(
     #[unroll]
     for r in 0..comptime!(config.rows) {
         let at = first + comptime!((r * config.slots()) as u32);
-        let token = row_at(positions, at, count, list, config);
+        let token = row_at(positions, at, count, list, capacity, config);
         let base = (head * capacity as usize + token) * row_vectors;
         #[unroll]
         for v in 0..comptime!(config.vectors) {
@@ -61,21 +68,25 @@ pub(super) fn attend_kernel<N: Size>(
     positions: &[u32],
     out: &mut [f32],
     states: &mut [f32],
+    length: &[u32],
     capacity: u32,
-    count: u32,
+    most_rows: u32,
     per_cube: u32,
     lists: u32,
     scale: f32,
     #[comptime] config: Config,
 ) {
+    let list = CUBE_POS_Y as usize;
+    let count = tokens(length, most_rows, config.device_len);
+    let stop = min(count, (CUBE_POS_X + 1) * per_cube);
+    let at = list * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
+    let (begin, head) = (CUBE_POS_X * per_cube, list / lists as usize);
     let width = N::value();
     let (dim, group, padded, lanes) = comptime!((config.dim, config.group, config.padded, config.lanes));
     let (slots, rows, batches, tile) = comptime!((config.slots(), config.rows, config.batches, config.tile()));
     let per_word = comptime!(config.format.per_word());
     let vector_numbers = comptime!(width * per_word);
     let numbers = comptime!(config.vectors * vector_numbers);
-    let list = CUBE_POS_Y as usize;
-    let head = list / lists as usize;
     let team = (UNIT_POS as usize) / comptime!(config.team);
     let unit = (UNIT_POS as usize) % comptime!(config.team);
     let (slot, lane) = (unit / lanes, unit % lanes);
@@ -109,16 +120,24 @@ pub(super) fn attend_kernel<N: Size>(
     }));
     let team_weights = team * comptime!(tile * padded);
 
-    let stop = min(count, (CUBE_POS_X + 1) * per_cube);
-    let mut begin = CUBE_POS_X * per_cube;
+    let mut begin = begin;
     // All teams take the same number of steps, since some devices let only the whole cube wait.
     while begin < stop {
         let first = begin + team as u32 * comptime!(tile as u32);
+        // Where a team has few rows it waits for keys and values together.
+        let mut ahead = Array::<Vector<u32, N>>::new(comptime!(if batches == 1 { rows * config.vectors } else { 1 }));
         #[unroll]
         for b in 0..batches {
             let mut parts = Array::<f32>::new(comptime!(rows * padded));
             let first_row = first + (comptime!(b * rows * slots) + slot) as u32;
             let loaded = load_rows::<N>(keys, positions, first_row, lane, count, list, head, capacity, config);
+            if comptime!(batches == 1) {
+                let next = load_rows::<N>(values, positions, first_row, lane, count, list, head, capacity, config);
+                #[unroll]
+                for i in 0..comptime!(rows * config.vectors) {
+                    ahead[i] = next[i];
+                }
+            }
             #[unroll]
             for r in 0..rows {
                 #[unroll]
@@ -157,7 +176,19 @@ pub(super) fn attend_kernel<N: Size>(
         #[unroll]
         for b in 0..batches {
             let first_row = first + (comptime!(b * rows * slots) + slot) as u32;
-            let loaded = load_rows::<N>(values, positions, first_row, lane, count, list, head, capacity, config);
+            let mut loaded = Array::<Vector<u32, N>>::new(comptime!(rows * config.vectors));
+            if comptime!(batches == 1) {
+                #[unroll]
+                for i in 0..comptime!(rows * config.vectors) {
+                    loaded[i] = ahead[i];
+                }
+            } else {
+                let now = load_rows::<N>(values, positions, first_row, lane, count, list, head, capacity, config);
+                #[unroll]
+                for i in 0..comptime!(rows * config.vectors) {
+                    loaded[i] = now[i];
+                }
+            }
             #[unroll]
             for r in 0..rows {
                 let row = comptime!((b * rows + r) * slots) + slot;
@@ -261,7 +292,6 @@ pub(super) fn attend_kernel<N: Size>(
         if comptime!(config.whole) {
             out[list * comptime!(group * dim) + i] = sum / all;
         } else {
-            let at = list * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
             out[at * comptime!(group * dim) + i] = sum;
             if i % dim == 0 {
                 states[(at * group + g) * 2] = top;
@@ -289,36 +319,12 @@ fn add_up(
     let count = comptime!(rows * padded);
     let first = comptime!(batch * rows * slots);
     if comptime!(config.plane > 0) {
-        // With each exchange a unit gives half of its sums away and gets the other half's rest, until it has its own only.
-        let halvings = comptime!(count.ilog2().min(lanes.ilog2()));
-        let further = comptime!(lanes.ilog2() - halvings);
-        #[unroll]
-        for s in 0..halvings {
-            let half = comptime!(count >> (s + 1));
-            let offset = comptime!(lanes >> (s + 1));
-            let upper = (lane & offset) != 0;
+        let shape = comptime!(Exchange { count, lanes });
+        exchange(parts, lane, Reduce::Sum, shape);
+        if exchange_owner(lane, shape) {
             #[unroll]
-            for i in 0..half {
-                let kept = select(upper, parts[i + half], parts[i]);
-                let given = select(upper, parts[i], parts[i + half]);
-                parts[i] = kept + plane_shuffle_xor(given, comptime!(offset as u32));
-            }
-        }
-        let left = comptime!(count >> halvings);
-        #[unroll]
-        for s in 0..further {
-            let offset = comptime!(lanes >> (halvings + s + 1));
-            #[unroll]
-            for i in 0..left {
-                parts[i] += plane_shuffle_xor(parts[i], comptime!(offset as u32));
-            }
-        }
-        // The upper bits of the lane say which sums it has.
-        let mine = lane >> comptime!(further as usize);
-        if lane & comptime!((1usize << further) - 1) == 0 {
-            #[unroll]
-            for i in 0..left {
-                let at = mine * left + i;
+            for i in 0..comptime!(shape.left()) {
+                let at = exchange_first(lane, shape) + i;
                 let (row, g) = (at / padded, at % padded);
                 weights[team_weights + (first + row * slots + slot) * padded + g] = parts[i];
             }
@@ -418,23 +424,54 @@ fn weigh(
     }
 }
 
-/// Brings the parts of a query head together.
+/// Brings the parts of a query head together. A few parts are read at once.
 #[cube(launch_unchecked)]
-pub(super) fn merge_kernel(partials: &[f32], states: &[f32], out: &mut [f32], splits: u32, dim: u32, group: u32) {
+pub(super) fn merge_kernel(
+    partials: &[f32],
+    states: &[f32],
+    out: &mut [f32],
+    splits: u32,
+    dim: u32,
+    group: u32,
+    #[comptime] few: u32,
+) {
     let (list, g) = (CUBE_POS_X / group, CUBE_POS_X % group);
     let c = UNIT_POS;
     if c < dim {
-        let mut top = f32::new(NOTHING);
-        for s in 0..splits {
-            top = max(top, states[(((list * splits + s) * group + g) * 2) as usize]);
-        }
-        let mut sum = 0.0f32;
-        let mut total = 0.0f32;
-        for s in 0..splits {
-            let at = ((list * splits + s) * group + g) as usize;
-            let share = (states[at * 2] - top).exp();
-            sum += partials[at * dim as usize + c as usize] * share;
-            total += states[at * 2 + 1] * share;
+        let mut sum = 0.0f32.runtime();
+        let mut total = 0.0f32.runtime();
+        let mut top = NOTHING.runtime();
+        if comptime!(few > 0) {
+            let mut tops = Array::<f32>::new(comptime!(few as usize));
+            let mut totals = Array::<f32>::new(comptime!(few as usize));
+            let mut parts = Array::<f32>::new(comptime!(few as usize));
+            #[unroll]
+            for s in 0..few {
+                let at = ((list * splits + s) * group + g) as usize;
+                tops[s as usize] = states[at * 2];
+                totals[s as usize] = states[at * 2 + 1];
+                parts[s as usize] = partials[at * dim as usize + c as usize];
+            }
+            #[unroll]
+            for s in 0..few {
+                top = max(top, tops[s as usize]);
+            }
+            #[unroll]
+            for s in 0..few {
+                let share = (tops[s as usize] - top).exp();
+                sum += parts[s as usize] * share;
+                total += totals[s as usize] * share;
+            }
+        } else {
+            for s in 0..splits {
+                top = max(top, states[(((list * splits + s) * group + g) * 2) as usize]);
+            }
+            for s in 0..splits {
+                let at = ((list * splits + s) * group + g) as usize;
+                let share = (states[at * 2] - top).exp();
+                sum += partials[at * dim as usize + c as usize] * share;
+                total += states[at * 2 + 1] * share;
+            }
         }
         out[(CUBE_POS_X * dim + c) as usize] = sum / total;
     }

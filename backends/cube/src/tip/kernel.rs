@@ -1,134 +1,36 @@
 //! What the device runs.
 
+use super::fold::{Folded, ask, fold};
 use super::{Codes, Config};
-use crate::numbers::{Format, half_to_f32, number};
+use crate::length::tokens;
+use crate::numbers::{Format, half_at, halves, number};
+use crate::spans::UNITS;
 use crate::team::{Reduce, cube_reduce, scratch_len};
 use cubecl::prelude::*;
 
-/// The queries of a sketch in shared memory.
+/// The score of places without a token.
+const NOTHING: f32 = -1.0e30;
+
+/// A unit's rows of a chunk.
 #[derive(CubeType)]
-struct Folded {
-    /// Per word of codes, query head and part of the word: four bytes, or the bits of a float.
-    words: Shared<[u32]>,
-    /// Per query head: what an integer sum is multiplied with.
-    steps: Shared<[f32]>,
-    /// Per query head: what a sum of int4 codes, which are stored without sign, has too much.
-    excess: Shared<[i32]>,
+struct Rows<N: Size> {
+    codes: Array<Vector<u32, N>>,
+    /// The words that the scales are in.
+    scales: Array<u32>,
 }
 
-/// Folds the static scales into the queries of sketch `head` and rounds them to bytes.
-#[cube]
-fn fold(queries: &[f32], channels: &[u32], scale: &[f32], dim: u32, head: usize, #[comptime] config: Config) -> Folded {
-    let count = comptime!(2 * config.chunks);
-    let (group, words, parts) = comptime!((config.group, config.words, config.per_word()));
-    let mut folded = Shared::<[f32]>::new_slice(comptime!(group * count));
-    let mut packed = Shared::<[u32]>::new_slice(comptime!(words * group * parts));
-    let mut steps = Shared::<[f32]>::new_slice(group);
-    let mut excess = Shared::<[i32]>::new_slice(group);
-    let mut i = UNIT_POS as usize;
-    while i < comptime!(group * count) {
-        let (g, c) = (i / count, i % count);
-        let x = queries[(head * group + g) * dim as usize + channels[head * count + c] as usize];
-        folded[i] = if comptime!(config.integer()) { x * scale[head * count + c] } else { x };
-        i += comptime!(config.units as usize);
-    }
-    sync_cube();
-    if comptime!(config.integer()) {
-        // The largest of each query head: few numbers, and every unit that writes one looks at all.
-        if (UNIT_POS as usize) < group {
-            let g = UNIT_POS as usize;
-            let mut largest = 0.0f32;
-            for c in 0..count {
-                largest = max(largest, abs(folded[g * count + c]));
-            }
-            steps[g] = largest / 127.0f32;
-        }
-        sync_cube();
-    }
-    let mut i = UNIT_POS as usize;
-    while i < comptime!(words * group * parts) {
-        let (w, rest) = (i / comptime!(group * parts), i % comptime!(group * parts));
-        let (g, part) = (rest / parts, rest % parts);
-        packed[i] = match comptime!(config.precision) {
-            // Word w holds chunks 4w to 4w + 3: the first dimensions of all, then the second ones.
-            Codes::Int4 => four_bytes(&folded, &steps, g, part * config.chunks + 4 * w, w, config),
-            Codes::Int8 => four_bytes(&folded, &steps, g, 4 * w, w, config),
-            Codes::F16 => float_bits(&folded, g, 2 * w + part, config),
-            Codes::F32 => float_bits(&folded, g, w, config),
-        };
-        i += comptime!(config.units as usize);
-    }
-    sync_cube();
-    if comptime!(matches!(config.precision, Codes::Int4)) {
-        if (UNIT_POS as usize) < group {
-            let g = UNIT_POS as usize;
-            let mut sum = 0i32;
-            for w in 0..words {
-                for part in 0..parts {
-                    let eights = i32::cast_from(0x0808_0808u32);
-                    sum = dp4a(i32::cast_from(packed[(w * group + g) * parts + part]), eights, sum);
-                }
-            }
-            excess[g] = sum;
-        }
-        sync_cube();
-    }
-    Folded { words: packed, steps, excess }
-}
-
-#[cube]
-fn abs(x: f32) -> f32 {
-    f32::reinterpret(u32::reinterpret(x) & 0x7fff_ffff)
-}
-
-/// Bytes of four channels from `first` on; those past the row's end are 0.
-#[cube]
-fn four_bytes(
-    folded: &Shared<[f32]>,
-    steps: &Shared<[f32]>,
-    g: usize,
-    first: usize,
-    w: usize,
-    #[comptime] config: Config,
-) -> u32 {
-    let step = steps[g];
-    let inverse = select(step > 0.0f32, 1.0f32 / step, 0.0f32);
-    let mut bytes = 0u32;
-    // Channels of a word that the row has.
-    let have = comptime!(if matches!(config.precision, Codes::Int4) { config.chunks } else { 2 * config.chunks });
-    #[unroll]
-    for i in 0..4usize {
-        let inside = 4 * w + i < have;
-        let at = select(inside, g * comptime!(2 * config.chunks) + first + i, g * comptime!(2 * config.chunks));
-        let x = folded[at] * inverse;
-        // To the nearest whole number, ties away from zero.
-        let magnitude = min(u32::cast_from(abs(x) + 0.499_999_97f32), 127u32);
-        let code = select(x < 0.0f32, 256u32 - magnitude, magnitude) & 255u32;
-        bytes |= select(inside, code, 0u32) << comptime!(8 * i as u32);
-    }
-    bytes
-}
-
-/// The bits of one channel, 0 past the row's end.
-#[cube]
-fn float_bits(folded: &Shared<[f32]>, g: usize, c: usize, #[comptime] config: Config) -> u32 {
-    let count = comptime!(2 * config.chunks);
-    let inside = c < count;
-    let x = folded[g * count + select(inside, c, 0usize)];
-    select(inside, u32::reinterpret(x), 0u32)
-}
-
-/// A cube scores `rows` times its units' rows of one sketch.
+/// Cubes take the chunks of a sketch in turn, and read the rows of the next while they score those of one.
 #[cube(launch_unchecked)]
-pub(super) fn tip_kernel<N: Size>(
+pub(super) fn tip_kernel<N: Size, S: Size>(
     queries: &[f32],
     channels: &[u32],
     scale: &[f32],
     codes: &[Vector<u32, N>],
     scales: &[u32],
-    scores: &mut [f32],
+    length: &[u32],
+    scores: &mut [Vector<u32, S>],
     blocks: &mut [f32],
-    len: u32,
+    most_rows: u32,
     capacity: u32,
     stride: u32,
     dim: u32,
@@ -136,26 +38,146 @@ pub(super) fn tip_kernel<N: Size>(
     #[comptime] config: Config,
 ) {
     let head = CUBE_POS_Y as usize;
-    let (group, parts, rows) = comptime!((config.group, config.per_word(), config.rows));
-    let width = N::value();
+    let asked = ask(channels, scale, head, config);
+    let (group, rows) = comptime!((config.group, config.spans.rows));
+    let chunk_rows = comptime!(config.spans.chunk() as u32);
+    let len = tokens(length, most_rows, config.device_len);
+    let chunks = (len + (chunk_rows - 1)) / chunk_rows;
+    let mut chunk = CUBE_POS_X;
+    let (width, score_width) = (N::value(), S::value());
     let vectors = comptime!(config.words / width);
-    let first = CUBE_POS_X * comptime!(config.units * rows as u32) + UNIT_POS;
-    // Rows past the last one are read as the last one, and not written.
-    let mut row_codes = Array::<Vector<u32, N>>::new(comptime!(rows * vectors));
-    let mut row_scales = Array::<f32>::new(rows);
+    let mut next =
+        Rows::<N> { codes: Array::<Vector<u32, N>>::new(comptime!(rows * vectors)), scales: Array::<u32>::new(rows) };
+    let mut now =
+        Rows::<N> { codes: Array::<Vector<u32, N>>::new(comptime!(rows * vectors)), scales: Array::<u32>::new(rows) };
+    read_rows::<N>(&mut next, codes, scales, head, min(chunk, chunks - 1), len, capacity, config);
+    let folded = fold(queries, &asked, dim, head, config);
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!(scratch_len(group, UNITS, config.plane)));
+    let mut most = Array::<f32>::new(group);
+    let mut total = Array::<f32>::new(group);
     #[unroll]
-    for r in 0..rows {
-        let t = min(first + comptime!(r as u32 * config.units), len - 1);
-        let at = head * capacity as usize + t as usize;
+    for g in 0..group {
+        most[g] = NOTHING;
+        total[g] = 0.0f32;
+    }
+    while chunk < chunks {
         #[unroll]
-        for v in 0..vectors {
-            row_codes[r * vectors + v] = codes[at * vectors + v];
+        for i in 0..comptime!(rows * vectors) {
+            now.codes[i] = next.codes[i];
         }
-        if comptime!(config.integer()) {
-            row_scales[r] = half_to_f32((scales[at / 2] >> ((t & 1) * 16)) & 0xffff);
+        #[unroll]
+        for r in 0..rows {
+            now.scales[r] = next.scales[r];
+        }
+        let after = chunk + CUBE_COUNT_X;
+        if after < chunks {
+            read_rows::<N>(&mut next, codes, scales, head, after, len, capacity, config);
+        }
+        let mut out = score_rows::<N>(&now, &folded, factor, config);
+        let mut high = Array::<f32>::new(group);
+        #[unroll]
+        for g in 0..group {
+            high[g] = NOTHING;
+        }
+        #[unroll]
+        for r in 0..rows {
+            let t = chunk * chunk_rows + comptime!(r as u32 * UNITS) + UNIT_POS;
+            let inside = t < len;
+            #[unroll]
+            for g in 0..group {
+                out[r * group + g] = select(inside, out[r * group + g], NOTHING);
+                high[g] = max(high[g], out[r * group + g]);
+            }
+            if inside {
+                let vectors = comptime!(config.score_words() / score_width);
+                let at = (head * stride as usize + t as usize) * vectors;
+                #[unroll]
+                for v in 0..vectors {
+                    let mut vector = Vector::<u32, S>::empty();
+                    #[unroll]
+                    for i in 0..score_width {
+                        let word = comptime!(v * score_width + i);
+                        if comptime!(config.half_scores()) {
+                            let first = comptime!(r * group + 2 * word);
+                            vector.insert(i, halves(out[first], out[first + 1], config.native_half));
+                        } else {
+                            vector.insert(i, u32::reinterpret(out[comptime!(r * group + word)]));
+                        }
+                    }
+                    scores[at + v] = vector;
+                }
+            }
+        }
+        #[unroll]
+        for g in 0..group {
+            let top = max(most[g], high[g]);
+            let mut sum = total[g] * (most[g] - top).exp();
+            #[unroll]
+            for r in 0..rows {
+                sum += (out[r * group + g] - top).exp();
+            }
+            most[g] = top;
+            total[g] = sum;
+        }
+        chunk = after;
+    }
+    // The largest score and the sum of powers relative to it, for the softmax.
+    let mut top = Array::<f32>::new(group);
+    #[unroll]
+    for g in 0..group {
+        top[g] = most[g];
+    }
+    cube_reduce(&mut top, &mut scratch, Reduce::Max, group, UNITS, config.plane);
+    #[unroll]
+    for g in 0..group {
+        total[g] *= (most[g] - top[g]).exp();
+    }
+    cube_reduce(&mut total, &mut scratch, Reduce::Sum, group, UNITS, config.plane);
+    if UNIT_POS == 0 {
+        #[unroll]
+        for g in 0..group {
+            let at = ((head * group + g) * CUBE_COUNT_X as usize + CUBE_POS_X as usize) * 2;
+            blocks[at] = top[g];
+            blocks[at + 1] = total[g];
         }
     }
-    let folded = fold(queries, channels, scale, dim, head, config);
+}
+
+/// Rows past the last one are read as the last one.
+#[cube]
+fn read_rows<N: Size>(
+    into: &mut Rows<N>,
+    codes: &[Vector<u32, N>],
+    scales: &[u32],
+    head: usize,
+    chunk: u32,
+    len: u32,
+    capacity: u32,
+    #[comptime] config: Config,
+) {
+    let rows = comptime!(config.spans.rows);
+    let width = N::value();
+    let vectors = comptime!(config.words / width);
+    #[unroll]
+    for r in 0..rows {
+        let t = chunk * comptime!(config.spans.chunk() as u32) + comptime!(r as u32 * UNITS) + UNIT_POS;
+        let at = head * capacity as usize + min(t, len - 1) as usize;
+        #[unroll]
+        for v in 0..vectors {
+            into.codes[r * vectors + v] = codes[at * vectors + v];
+        }
+        if comptime!(config.integer()) {
+            into.scales[r] = scales[at / 2];
+        }
+    }
+}
+
+/// Scores of a unit's rows, `[rows, group]`.
+#[cube]
+fn score_rows<N: Size>(now: &Rows<N>, folded: &Folded, factor: f32, #[comptime] config: Config) -> Array<f32> {
+    let (group, parts, rows) = comptime!((config.group, config.per_word(), config.spans.rows));
+    let width = N::value();
+    let vectors = comptime!(config.words / width);
     let mut out = Array::<f32>::new(comptime!(rows * group));
     if comptime!(config.integer()) {
         let mut sums = Array::<i32>::new(comptime!(rows * group));
@@ -179,7 +201,7 @@ pub(super) fn tip_kernel<N: Size>(
                         let query = i32::cast_from(folded.words[comptime!((w * group + g) * parts + part)]);
                         #[unroll]
                         for r in 0..rows {
-                            let word = row_codes[r * vectors + v].extract(i);
+                            let word = now.codes[r * vectors + v].extract(i);
                             let bytes = if comptime!(matches!(config.precision, Codes::Int8)) {
                                 word
                             } else if comptime!(part == 0) {
@@ -192,6 +214,12 @@ pub(super) fn tip_kernel<N: Size>(
                     }
                 }
             }
+        }
+        let mut row_scales = Array::<f32>::new(rows);
+        #[unroll]
+        for r in 0..rows {
+            // Chunks and capacities are even: the unit's number says which half of the word it is.
+            row_scales[r] = half_at(now.scales[r], UNIT_POS % 2 == 1, config.native_half);
         }
         #[unroll]
         for g in 0..group {
@@ -222,7 +250,7 @@ pub(super) fn tip_kernel<N: Size>(
                         let query = f32::reinterpret(folded.words[comptime!((w * group + g) * parts + part)]);
                         #[unroll]
                         for r in 0..rows {
-                            let word = row_codes[r * vectors + v].extract(i);
+                            let word = now.codes[r * vectors + v].extract(i);
                             out[r * group + g] += query * number(word, part, format, config.native_half);
                         }
                     }
@@ -234,39 +262,5 @@ pub(super) fn tip_kernel<N: Size>(
             out[i] *= factor;
         }
     }
-    // The block's largest scores and sums, for the softmax.
-    let mut scratch = Shared::<[f32]>::new_slice(comptime!(scratch_len(group, config.units, config.plane)));
-    let mut largest = Array::<f32>::new(group);
-    let mut total = Array::<f32>::new(group);
-    #[unroll]
-    for g in 0..group {
-        largest[g] = out[g];
-        #[unroll]
-        for r in 1..rows {
-            largest[g] = max(largest[g], out[r * group + g]);
-        }
-    }
-    cube_reduce(&mut largest, &mut scratch, Reduce::Max, group, config.units, config.plane);
-    #[unroll]
-    for g in 0..group {
-        total[g] = 0.0f32;
-        #[unroll]
-        for r in 0..rows {
-            let t = first + comptime!(r as u32 * config.units);
-            if t < len {
-                let score = out[r * group + g];
-                scores[(head * group + g) * stride as usize + t as usize] = score;
-                total[g] += (score - largest[g]).exp();
-            }
-        }
-    }
-    cube_reduce(&mut total, &mut scratch, Reduce::Sum, group, config.units, config.plane);
-    if UNIT_POS == 0 {
-        #[unroll]
-        for g in 0..group {
-            let at = ((head * group + g) * CUBE_COUNT_X as usize + CUBE_POS_X as usize) * 2;
-            blocks[at] = largest[g];
-            blocks[at + 1] = total[g];
-        }
-    }
+    out
 }

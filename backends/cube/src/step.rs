@@ -1,0 +1,80 @@
+//! A decode step of one layer.
+
+use crate::attend::{Cache, Rows, attend_into};
+use crate::combine::{Importance, combine_into};
+use crate::device::Gpu;
+use crate::error::{Result, ensure};
+use crate::length::Length;
+use crate::select::best_into;
+use crate::tip::{Channels, Scores, Sketch, score_into};
+use cubecl::server::Handle;
+
+/// How a step chooses tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Choice {
+    /// Tokens of a list.
+    pub budget: usize,
+    /// Lists of tokens per KV head, each for a share of its query heads.
+    pub lists: usize,
+    /// Tokens that are chosen anyway: the first and the last ones.
+    pub sinks: usize,
+    /// The last ones, with the current token.
+    pub recent: usize,
+}
+
+/// What a step writes beside its result. Steps of all layers can share it.
+#[derive(Debug, Clone)]
+pub struct Scratch {
+    scores: Scores,
+    importance: Importance,
+    /// The tokens that were chosen, `[KV heads * lists, budget]`.
+    pub positions: Handle,
+    choice: Choice,
+}
+
+impl Scratch {
+    /// For `query_heads` query heads over `sketches` sketches and `kv_heads` KV heads of up to `len` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) if heads do not divide.
+    pub fn new(
+        gpu: &Gpu,
+        query_heads: usize,
+        sketches: usize,
+        kv_heads: usize,
+        len: impl Into<Length>,
+        choice: Choice,
+    ) -> Result<Self> {
+        ensure(sketches > 0 && query_heads.is_multiple_of(sketches), "sketches", "query heads share them equally")?;
+        let lists = kv_heads * choice.lists;
+        ensure(lists > 0 && query_heads.is_multiple_of(lists), "lists", "query heads share them equally")?;
+        let scores = Scores::empty(gpu, sketches, query_heads / sketches, len.into());
+        let importance = Importance::empty(gpu, &scores, lists).guarantee(choice.sinks, choice.recent);
+        Ok(Self { scores, importance, positions: gpu.words(lists * choice.budget), choice })
+    }
+}
+
+/// Scores the sketch, chooses tokens and attends to them. `queries` and `out` are `[query heads, dim]`, f32.
+///
+/// Time: the bytes of the sketch and of the chosen rows. Five launches.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) if shapes disagree, or the budget exceeds the tokens.
+pub fn step(
+    gpu: &Gpu,
+    queries: &Handle,
+    cache: &Cache,
+    sketch: &Sketch,
+    channels: &Channels,
+    scratch: &Scratch,
+    out: &Handle,
+) -> Result<()> {
+    let Scratch { scores, importance, positions, choice } = scratch;
+    let query_heads = scores.heads;
+    ensure(importance.rows == cache.heads * choice.lists, "scratch", "it was made for another number of KV heads")?;
+    score_into(gpu, queries, cache.dim, sketch, channels, scores)?;
+    combine_into(gpu, scores, importance)?;
+    best_into(gpu, importance, choice.budget, positions)?;
+    let rows = Rows::Chosen { positions, count: choice.budget, lists: choice.lists };
+    attend_into(gpu, queries, query_heads, cache, rows, out)
+}
