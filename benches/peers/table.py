@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 
 # Where our rates stand in `fasa bench ... --format json`: any object that has one key of each. Adjust here.
-LENGTH = ("length", "cached", "tokens", "to", "end")
+LENGTH = ("tokens_in_cache", "length", "cached", "tokens", "to", "end")
 RATE = ("tokens_per_s", "tokens_per_second", "tok_s", "rate")
 METHOD = ("method", "name", "attention")
 
