@@ -15,8 +15,8 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
 build() {
-    cd "$here/../backends/cube"
-    cargo build --release --features cuda --example step
+    cd "$here/.."
+    cargo build --release --package fasa-cube --features cuda --example step
     cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1\/release\/examples\/step/'
 }
 

@@ -481,3 +481,20 @@ fn ctrl_c_ends_a_run_cleanly() {
     }
     assert!(!profile.exists());
 }
+
+#[test]
+fn devices_are_listed_and_others_refused() {
+    let report = json(&["devices", "--format", "json"]);
+    assert_eq!(report["devices"][0]["name"], "cpu", "{report}");
+    assert!(report["devices"][0]["description"].as_str().is_some_and(|d| d.contains("threads")), "{report}");
+    let text = String::from_utf8(fasa(&["devices"]).stdout).expect("UTF-8");
+    assert!(text.starts_with("cpu "), "{text}");
+    for kind in report["not_built"].as_array().expect("a list") {
+        let kind = kind.as_str().expect("a name");
+        assert!(text.contains(kind), "{text}");
+        refused(&["generate", "x", "--device", kind], &[kind, "not in this build", "--features", "fasa devices"]);
+    }
+    for bad in ["gpu", "cuda:x", "cpu:1"] {
+        refused(&["demo", "--device", bad], &[bad, "unknown", "vulkan"]);
+    }
+}

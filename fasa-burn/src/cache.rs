@@ -3,6 +3,7 @@
 mod stored;
 
 use crate::config::ModelConfig;
+use crate::device::is_gpu;
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::ops::{self, SketchStep, Status};
@@ -78,9 +79,10 @@ struct SketchLayer {
 /// Handles to one layer's sketch.
 #[derive(Debug, Clone)]
 pub struct SketchTensors {
-    /// Codes, `[sketch_heads, capacity, row_bytes]` u8.
+    /// Codes, `[sketch_heads, capacity, row_bytes]` u8; on a GPU as many words as hold a row, `[.., row_words]` i32.
     pub codes: Tensor<3, Int>,
-    /// Row scales, `[sketch_heads, capacity, 2]` u8; `[1, 1, 1]` for the float formats, which have none.
+    /// Row scales, `[sketch_heads, capacity, 2]` u8; `[1, 1, 1]` for the float formats, which have none. On a GPU
+    /// `[sketch_heads, capacity / 2, 1]` i32.
     pub scales: Tensor<3, Int>,
 }
 
@@ -97,7 +99,7 @@ impl KvCache {
 
     /// [`new`](Self::new) where the device is known to compute with `dtype`.
     pub(crate) fn empty(config: &ModelConfig, capacity: usize, dtype: Dtype, device: &Device) -> Self {
-        let capacity = capacity.max(1);
+        let capacity = whole(capacity.max(1));
         let rows = || zeros([config.num_key_value_heads, capacity, config.head_dim], dtype, device);
         let layers = (0..config.num_hidden_layers).map(|_| Slot::new((rows(), rows()))).collect();
         Self { layers, len: 0, capacity, dtype, sketched: None, expected: 0 }
@@ -116,6 +118,15 @@ impl KvCache {
     /// Whether no token is held.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Bytes of keys and values, those of rows not yet used included.
+    pub fn bytes(&self) -> u64 {
+        let rows = |layer: &Layer| {
+            let [heads, capacity, dim] = layer.get().0.dims();
+            2 * heads * capacity * dim * self.dtype.bytes()
+        };
+        self.layers.iter().map(|layer| rows(layer) as u64).sum()
     }
 
     /// Tokens that fit without growing.
@@ -151,7 +162,7 @@ impl KvCache {
         if needed <= self.capacity {
             return;
         }
-        let capacity = needed.max(2 * self.capacity);
+        let capacity = whole(needed.max(2 * self.capacity));
         let (kept, dtype) = (self.len, self.dtype);
         let grown = |old: Tensor<3>| {
             let [heads, _, dim] = old.dims();
@@ -276,15 +287,23 @@ impl SketchLayer {
     fn new(plan: &OwnedPlan, capacity: usize, device: &Device) -> Self {
         let plan = plan.view();
         let precision = plan.config().precision;
-        let table =
-            |shape: [usize; 3]| Tensor::zeros(shape, TensorCreationOptions::new(device.clone()).with_dtype(DType::U8));
-        let scales = match precision.scale_bytes() {
-            0 => [1, 1, 1],
-            bytes => [plan.rows(), capacity, bytes],
+        let bytes = precision.row_bytes(plan.chunks());
+        // GPUs read and write words; two row scales share one.
+        let (dtype, row, scales) = match (is_gpu(device), precision.scale_bytes()) {
+            (true, _) => (DType::I32, bytes.div_ceil(4), [plan.rows(), capacity / 2, 1]),
+            (false, 0) => (DType::U8, bytes, [1, 1, 1]),
+            (false, scale_bytes) => (DType::U8, bytes, [plan.rows(), capacity, scale_bytes]),
         };
-        let codes = table([plan.rows(), capacity, precision.row_bytes(plan.chunks())]);
+        let table =
+            |shape: [usize; 3]| Tensor::zeros(shape, TensorCreationOptions::new(device.clone()).with_dtype(dtype));
+        let codes = table([plan.rows(), capacity, row]);
         Self { tensors: Slot::new(SketchTensors { codes, scales: table(scales) }), len: 0 }
     }
+}
+
+/// An even number of rows: see [`SketchLayer::new`].
+fn whole(capacity: usize) -> usize {
+    capacity.next_multiple_of(2)
 }
 
 fn zeros(shape: [usize; 3], dtype: Dtype, device: &Device) -> Tensor<3> {

@@ -59,7 +59,7 @@ pub enum Error {
     },
 
     /// A weight is too large for half precision.
-    #[error("`{}`: tensor `{tensor}` holds {value:e}, more than f16 can; load it with `--dtype f32`", .path.display())]
+    #[error("`{}`: tensor `{tensor}` holds {value:e}, more than f16 can; load it with `--dtype f32`, on a GPU `--dtype bf16`", .path.display())]
     Overflow {
         /// The safetensors file.
         path: PathBuf,
@@ -136,10 +136,12 @@ pub enum Error {
     Core(#[from] fasa_core::Error),
 
     /// The device failed to run the work or to return its result.
-    #[error("the device failed: {reason}; free memory on it, or choose another with `--device`")]
+    #[error("the device {problem}; {mend}")]
     Device {
-        /// What it said.
-        reason: String,
+        /// What it could not do.
+        problem: String,
+        /// What to do about it.
+        mend: String,
     },
 
     /// The caller asked for the work to stop before it was done.

@@ -5,6 +5,7 @@
 //! | [`config`], [`checkpoint`], [`text`] | a Hugging Face folder: `config.json`, safetensors, `tokenizer.json` |
 //! | [`gguf`] | the same in one GGUF file |
 //! | [`model`] | the decoder |
+//! | [`device`] | devices by name, and what keeps one from being used |
 //! | [`dtype`] | number formats of weights and cache |
 //! | [`cache`] | keys, values and sketches, appended in place |
 //! | [`session`] | saved texts: cache and tokens in a file |
@@ -18,13 +19,15 @@
 //! | [`measure`] | contexts of noise, attention alone: what `fasa bench` runs |
 //! | [`calibrate`] | finds the dominant chunks of a model |
 //!
-//! The device is chosen at run time (`Device::flex()`, ...); which devices exist is chosen by cargo features.
+//! The device is chosen at run time ([`DeviceName::open`], `Device::flex()`, ...); which devices exist is chosen by cargo
+//! features.
 
 pub mod cache;
 pub mod calibrate;
 pub mod chat;
 pub mod checkpoint;
 pub mod config;
+pub mod device;
 pub mod dtype;
 pub mod error;
 pub mod evicting;
@@ -43,6 +46,7 @@ pub mod text;
 pub mod trace;
 
 pub use burn::tensor::Device;
+pub use device::DeviceName;
 pub use dtype::Dtype;
 pub use error::{Error, Result};
 pub use fasa_cpu::HugePages;

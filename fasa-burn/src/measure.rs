@@ -10,9 +10,9 @@ use fasa_core::Pairing;
 use fasa_core::config::FasaConfig;
 use fasa_core::policy::OwnedPlan;
 use fasa_core::profile::Model;
-pub use fasa_cpu::machine::Memory;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Bytes of weights that one decode step reads: all projections and the output layer. (Of the embedding it reads one row.)
 pub fn weight_bytes(config: &ModelConfig, dtype: Dtype) -> u64 {
@@ -22,9 +22,69 @@ pub fn weight_bytes(config: &ModelConfig, dtype: Dtype) -> u64 {
     ((config.num_hidden_layers * layer + config.vocab_size * hidden) * dtype.bytes()) as u64
 }
 
-/// 256 MiB to read with all of the processor's threads, for a measure of how fast that goes.
-pub fn memory() -> Memory {
-    Memory::new(256 << 20)
+/// Memory to read, for a measure of how fast that goes.
+#[derive(Debug)]
+pub struct Memory(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Host(fasa_cpu::machine::Memory),
+    Device(Box<Tensor<1>>),
+}
+
+/// 256 MiB of `device`'s memory.
+///
+/// # Errors
+/// [`crate::Error::Device`] if the device fails.
+pub fn memory(device: &Device) -> Result<Memory> {
+    const BYTES: usize = 256 << 20;
+    if !crate::device::is_gpu(device) {
+        return Ok(Memory::new(BYTES));
+    }
+    let memory = Memory(Kind::Device(Box::new(Tensor::zeros([BYTES / 4], device))));
+    memory.read(); // the first pass compiles
+    wait(device)?;
+    Ok(memory)
+}
+
+impl Memory {
+    /// So many bytes of the host's memory.
+    pub fn new(bytes: usize) -> Self {
+        Self(Kind::Host(fasa_cpu::machine::Memory::new(bytes)))
+    }
+
+    /// Bytes per second: read by all of the processor's threads, or read and written by a GPU that adds to all numbers, 10 times.
+    /// NaN if the device fails.
+    pub fn read(&self) -> f64 {
+        let numbers = match &self.0 {
+            Kind::Host(memory) => return memory.read(),
+            Kind::Device(numbers) => numbers,
+        };
+        let device = numbers.device();
+        if wait(&device).is_err() {
+            return f64::NAN;
+        }
+        let start = Instant::now();
+        for _ in 0..10 {
+            // Another tensor each time: the numbers have a second owner.
+            drop((**numbers).clone() + 1.0);
+        }
+        match wait(&device) {
+            Ok(()) => (10 * 8 * numbers.dims()[0]) as f64 / start.elapsed().as_secs_f64(),
+            Err(_) => f64::NAN,
+        }
+    }
+}
+
+/// Waits until a GPU has done what it was asked to; the processor has.
+///
+/// # Errors
+/// [`crate::Error::Device`] if it could not.
+pub fn wait(device: &Device) -> Result<()> {
+    match crate::device::is_gpu(device) {
+        true => device.sync().map_err(|e| crate::device::failure(&e.to_string())),
+        false => Ok(()),
+    }
 }
 
 /// Runs what is measured as a decode step runs: with the CPU's threads awake. See [`fasa_cpu::awake`].

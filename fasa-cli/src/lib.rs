@@ -7,6 +7,7 @@ pub mod calibration_text;
 pub mod commands;
 pub mod crossover;
 pub mod eval;
+pub mod gpu;
 pub mod hub;
 pub mod interrupt;
 pub mod methods;

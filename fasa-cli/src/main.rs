@@ -2,8 +2,7 @@
 
 use clap::Parser;
 use fasa_cli::commands::Cli;
-use fasa_cli::interrupt;
-use fasa_cli::terminal;
+use fasa_cli::{gpu, interrupt, terminal};
 use std::process::ExitCode;
 
 /// Weights and caches are read whole at every step: on huge pages that is up to a fifth faster.
@@ -16,7 +15,7 @@ fn main() -> ExitCode {
         Ok(cancel) => cancel,
         Err(error) => return terminal::fail(&error),
     };
-    let result = cli.run(&cancel);
+    let result = gpu::guard(|| cli.run(&cancel));
     match result {
         _ if cancel.is_cancelled() => {
             terminal::note("stopped");

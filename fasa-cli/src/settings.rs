@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use fasa_burn::{Device, Dtype};
+use fasa_burn::{Device, DeviceName, Dtype};
 use fasa_core::config::ChunkCount;
 use fasa_core::criterion::CriterionKind;
 use fasa_core::sketch::Precision;
@@ -17,8 +17,8 @@ pub struct ModelArgs {
     #[arg(long, value_name = "MODEL", default_value = crate::builtin::NAME)]
     pub model: PathBuf,
 
-    /// Where it runs
-    #[arg(long, value_enum, default_value_t)]
+    /// Where it runs: cpu, cuda, wgpu, vulkan or metal; `cuda:1` is the second GPU. `fasa devices` lists them
+    #[arg(long, value_name = "DEVICE", default_value_t)]
     pub device: DeviceName,
 
     /// Number format of weights and cache
@@ -30,34 +30,6 @@ pub struct ModelArgs {
     pub threads: Option<usize>,
 }
 
-/// The devices of this build.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum DeviceName {
-    /// The processor.
-    #[default]
-    Cpu,
-}
-
-impl DeviceName {
-    /// Its name, as on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            DeviceName::Cpu => "cpu",
-        }
-    }
-
-    /// The device.
-    pub fn device(self) -> Device {
-        match self {
-            #[cfg(feature = "flex")]
-            DeviceName::Cpu => Device::flex(),
-            #[cfg(all(feature = "ndarray", not(feature = "flex")))]
-            #[allow(deprecated)] // upstream deprecates it; it stays selectable as a reference
-            DeviceName::Cpu => Device::ndarray(),
-        }
-    }
-}
-
 /// Number formats of weights and cache on the command line.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum DtypeName {
@@ -66,6 +38,8 @@ pub enum DtypeName {
     Auto,
     /// Half precision, 2 bytes
     F16,
+    /// The upper half of single precision, 2 bytes; on GPUs only
+    Bf16,
     /// Single precision, 4 bytes
     F32,
 }
@@ -75,6 +49,7 @@ impl DtypeName {
     pub fn dtype(self, is_half: bool, device: &Device) -> Dtype {
         match self {
             DtypeName::F16 => Dtype::F16,
+            DtypeName::Bf16 => Dtype::Bf16,
             DtypeName::F32 => Dtype::F32,
             DtypeName::Auto if is_half && Dtype::F16.runs_on(device) => Dtype::F16,
             DtypeName::Auto => Dtype::F32,

@@ -23,6 +23,18 @@ pub enum Isa {
 impl Isa {
     /// All of them, those of one architecture together, the poorest first.
     pub const ALL: [Isa; 6] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni, Isa::Neon, Isa::NeonDot];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "AVX2",
+            Isa::Avx512 => "AVX-512",
+            Isa::Avx512Vnni => "AVX-512 VNNI",
+            Isa::Neon => "NEON",
+            Isa::NeonDot => "NEON dot product",
+        }
+    }
 }
 
 /// The best instruction set of this machine. `FASA_ISA=portable|avx2|avx512|avx512vnni|neon|neondot` caps it, for tests and measurements.

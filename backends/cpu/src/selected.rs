@@ -10,7 +10,7 @@ pub struct Selected {
 
 impl Selected {
     /// Lists of `kept` positions each, one after the other.
-    pub(crate) fn of_equal_lists(positions: Vec<u32>, kept: usize) -> Self {
+    pub fn of_equal_lists(positions: Vec<u32>, kept: usize) -> Self {
         let ends = (1..=positions.len() / kept.max(1)).map(|i| i * kept).collect();
         Self { positions, ends }
     }

@@ -14,20 +14,27 @@
 //! Buffers hold 32-bit words whatever their number format, so that one source serves devices without 16-bit types.
 //! Every kernel has a naive oracle in `fasa-core`, and the tests compare with it.
 
+#![cfg(feature = "kernels")]
 // Kernels are another language: these idioms of the host do not exist there.
 #![allow(clippy::eq_op, clippy::manual_div_ceil, clippy::manual_is_multiple_of)]
 
+pub mod append;
 pub mod attend;
 pub mod combine;
 mod device;
+#[cfg(feature = "cuda")]
+pub mod driver;
 mod error;
 mod length;
+pub mod linear;
 pub mod numbers;
+pub mod rows;
 pub mod select;
 mod spans;
 pub mod step;
 mod team;
 pub mod tip;
+pub mod write;
 
 pub use device::{Gpu, Traits};
 pub use error::{Error, Result};

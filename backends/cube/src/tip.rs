@@ -92,7 +92,7 @@ pub struct Channels {
 
 /// [`Precision`], as kernels are told apart by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Codes {
+pub(crate) enum Codes {
     Int4,
     Int8,
     F16,
@@ -100,7 +100,7 @@ enum Codes {
 }
 
 impl Codes {
-    fn new(precision: Precision) -> Result<Self> {
+    pub(crate) fn new(precision: Precision) -> Result<Self> {
         match precision {
             Precision::Int4 => Ok(Codes::Int4),
             Precision::Int8 => Ok(Codes::Int8),
@@ -197,7 +197,9 @@ impl Scores {
         let spans = Spans::new(tokens, heads, gpu.traits.processors as usize);
         let wanted = (gpu.traits.cubes * gpu.traits.processors) as usize;
         // No more cubes than run at the same time: a second wave would have the device to itself for little.
-        let block_count = tokens.div_ceil(spans.chunk()).min((wanted / heads.max(1)).max(1));
+        let chunks = tokens.div_ceil(spans.chunk());
+        let turns = chunks.div_ceil((wanted / heads.max(1)).max(1));
+        let block_count = chunks.div_ceil(turns);
         let query_heads = heads * group;
         Self {
             scores: gpu.words(heads * stride * score_words(group)),

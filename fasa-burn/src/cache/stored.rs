@@ -2,19 +2,20 @@
 
 use super::{KvCache, SketchLayer, SketchTensors, Sketched, Slot};
 use crate::config::ModelConfig;
+use crate::device::{failure, is_gpu};
 use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::method::Method;
 use burn::tensor::{DType, Tensor, TensorCreationOptions, TensorData};
 use fasa_core::policy::OwnedPlan;
-use half::f16;
+use half::{bf16, f16};
 use std::sync::Arc;
 
 impl KvCache {
     /// Keys and values of `layer`, `[kv_heads, len, head_dim]` each, in the cache's number format.
     pub(crate) fn layer_data(&self, layer: usize) -> Result<[TensorData; 2]> {
         let (keys, values) = self.rows(layer);
-        let data = |tensor: Tensor<3>| tensor.try_into_data().map_err(|e| Error::Device { reason: e.to_string() });
+        let data = |tensor: Tensor<3>| tensor.try_into_data().map_err(|e| failure(&e.to_string()));
         Ok([data(keys)?, data(values)?])
     }
 
@@ -28,8 +29,12 @@ impl KvCache {
         Ok(())
     }
 
-    /// The plan of the sketch, and the layers that have a row for every token. `None` without such a layer.
+    /// The plan of the sketch, and the layers that have a row for every token. `None` without such a layer, and for
+    /// one on a GPU, whose rows lie otherwise: it is made again from the keys.
     pub(crate) fn sketched(&self) -> Option<(&OwnedPlan, Vec<usize>)> {
+        if self.layers.first().is_some_and(|layer| is_gpu(&layer.get().0.device())) {
+            return None;
+        }
         let sketched = self.sketched.as_ref()?;
         let complete = |layer: &Option<SketchLayer>| layer.as_ref().is_some_and(|layer| layer.len == self.len);
         let layers: Vec<usize> = (0..sketched.layers.len()).filter(|i| complete(&sketched.layers[*i])).collect();
@@ -45,7 +50,7 @@ impl KvCache {
         // A table of one entry stands for none.
         tables.extend((scales.dims() != [1, 1, 1]).then_some(scales));
         let data = |table: Tensor<3, burn::tensor::Int>| {
-            table.narrow(1, 0, self.len).try_into_data().map_err(|e| Error::Device { reason: e.to_string() })
+            table.narrow(1, 0, self.len).try_into_data().map_err(|e| failure(&e.to_string()))
         };
         tables.into_iter().map(data).collect()
     }
@@ -65,6 +70,7 @@ impl KvCache {
             let data = match self.dtype {
                 Dtype::F32 => TensorData::new(filled::<f32>(count, fill)?, shape),
                 Dtype::F16 => TensorData::new(filled::<f16>(count, fill)?, shape),
+                Dtype::Bf16 => TensorData::new(filled::<bf16>(count, fill)?, shape),
             };
             let options = TensorCreationOptions::new(device.clone()).with_dtype(self.dtype.float().into());
             Ok(Tensor::from_data(data, options))
@@ -88,6 +94,15 @@ impl KvCache {
         };
         let (view, capacity, len) = (plan.view(), self.capacity, self.len);
         let (heads, precision) = (view.rows(), view.config().precision);
+        if is_gpu(&device) {
+            // Read past; it is made again from the keys.
+            for _ in layers {
+                for bytes in [precision.row_bytes(view.chunks()), precision.scale_bytes()] {
+                    fill(&mut vec![0; heads * len * bytes])?;
+                }
+            }
+            return Ok(());
+        }
         let mut table = |bytes: usize| -> Result<Tensor<3, burn::tensor::Int>> {
             let rows = filled::<u8>(heads * len * bytes, fill)?;
             let mut all = vec![0; heads * capacity * bytes];

@@ -1,14 +1,11 @@
 //! Numbers of a file in the format that a model is kept in, slice by slice: converted one at a time, the weights of a large
 //! model would take minutes.
 
-use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 
 /// Numbers that are converted together: on the stack and in the first cache.
 const BATCH: usize = 1024;
-
-/// From here on half precision rounds to infinity.
-const TOO_LARGE: f32 = 65_520.0;
 
 /// A format of weights in memory.
 pub(crate) trait Kept: Copy + Default + Send {
@@ -28,13 +25,29 @@ impl Kept for f32 {
 
 impl Kept for f16 {
     fn keep(numbers: &[f32], out: &mut [Self]) -> Result<(), f32> {
-        let too_large = |x: &f32| (x.abs() >= TOO_LARGE) & (x.abs() < f32::INFINITY);
-        // All of them, so that the loop is one over vectors.
-        if numbers.iter().fold(false, |any, x| any | too_large(x)) {
-            return numbers.iter().copied().find(too_large).map_or(Ok(()), Err);
-        }
+        // From here on half precision rounds to infinity.
+        refuse_from(65_520.0, numbers)?;
         out.convert_from_f32_slice(numbers);
         Ok(())
+    }
+}
+
+impl Kept for bf16 {
+    fn keep(numbers: &[f32], out: &mut [Self]) -> Result<(), f32> {
+        // Half a step above the largest.
+        refuse_from(f32::from_bits(0x7f7f_8000), numbers)?;
+        out.convert_from_f32_slice(numbers);
+        Ok(())
+    }
+}
+
+/// The first finite number from `bound` on or below its negative.
+fn refuse_from(bound: f32, numbers: &[f32]) -> Result<(), f32> {
+    let too_large = |x: &f32| (x.abs() >= bound) & (x.abs() < f32::INFINITY);
+    // All of them are looked at, so that the loop is one over vectors.
+    match numbers.iter().fold(false, |any, x| any | too_large(x)) {
+        true => numbers.iter().copied().find(too_large).map_or(Ok(()), Err),
+        false => Ok(()),
     }
 }
 
@@ -87,16 +100,15 @@ pub(super) fn convert<S: Stored<N>, T: Kept, const N: usize>(elements: &[[u8; N]
     Ok(())
 }
 
-/// `f16` as it is.
-pub(super) fn copy(elements: &[[u8; 2]], out: &mut [f16]) -> Result<(), f32> {
-    out.iter_mut().zip(elements).for_each(|(out, element)| *out = f16::from_le_bytes(*element));
+/// A format as it is.
+pub(super) fn copy<T>(elements: &[[u8; 2]], out: &mut [T], read: impl Fn([u8; 2]) -> T) -> Result<(), f32> {
+    out.iter_mut().zip(elements).for_each(|(out, element)| *out = read(*element));
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use half::bf16;
 
     /// Every 16-bit pattern, and numbers around what half precision can hold.
     #[test]
@@ -107,7 +119,7 @@ mod tests {
         convert::<F16, f32, 2>(&elements, &mut half).expect("f32 holds all");
         convert::<Bf16, f32, 2>(&elements, &mut brain).expect("f32 holds all");
         let mut copied = vec![f16::ZERO; elements.len()];
-        copy(&elements, &mut copied).expect("they are the same");
+        copy(&elements, &mut copied, f16::from_le_bytes).expect("they are the same");
         for (i, element) in elements.iter().enumerate() {
             assert!(same(half[i], f16::from_le_bytes(*element).to_f32()), "{element:?}");
             assert!(same(brain[i], bf16::from_le_bytes(*element).to_f32()), "{element:?}");
@@ -122,6 +134,10 @@ mod tests {
                 convert::<F32, f16, 4>(&elements, &mut out).expect("it fits");
                 let want = f16::from_f32(number);
                 assert!(out.iter().all(|x| x.to_bits() == want.to_bits() || x.is_nan() && want.is_nan()), "{number}");
+                let mut out = vec![bf16::ONE; len];
+                convert::<F32, bf16, 4>(&elements, &mut out).expect("it fits");
+                let want = bf16::from_f32(number);
+                assert!(out.iter().all(|x| x.to_bits() == want.to_bits() || x.is_nan() && want.is_nan()), "{number}");
             }
         }
         for number in [65_520.0, -65_520.0, 1e30, f32::MAX] {
@@ -132,5 +148,19 @@ mod tests {
                 assert_eq!(convert::<F32, f16, 4>(&elements, &mut vec![f16::ZERO; 2500]), Err(number));
             }
         }
+    }
+
+    #[test]
+    fn the_largest_of_bf16_and_what_rounds_beyond() {
+        let convert = |bits: u32| {
+            let mut out = [bf16::ZERO];
+            convert::<F32, bf16, 4>(&[f32::from_bits(bits).to_le_bytes()], &mut out).map(|()| out[0])
+        };
+        assert_eq!(convert(0x7f7f_7fff), Ok(bf16::MAX));
+        for bits in [0x7f7f_8000, 0x7f7f_ffff, 0xff7f_8000] {
+            assert!(bf16::from_f32(f32::from_bits(bits)).is_infinite());
+            assert_eq!(convert(bits), Err(f32::from_bits(bits)));
+        }
+        assert_eq!(convert(f32::INFINITY.to_bits()), Ok(bf16::INFINITY));
     }
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use fasa_cpu::map::Mapped;
-use half::f16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
@@ -101,8 +101,18 @@ impl Shard {
     pub(super) fn read_f16(&self, name: &str, info: &TensorInfo) -> Result<Vec<f16>> {
         match info.dtype {
             Dtype::F32 => self.read(name, info, convert::<F32, f16, 4>),
-            Dtype::F16 => self.read(name, info, copy),
+            Dtype::F16 => self.read(name, info, |elements, out| copy(elements, out, f16::from_le_bytes)),
             Dtype::BF16 => self.read(name, info, convert::<Bf16, f16, 2>),
+            other => Err(self.other_dtype(name, other)),
+        }
+    }
+
+    /// The elements of one of this file's tensors as `bf16`, if none is too large.
+    pub(super) fn read_bf16(&self, name: &str, info: &TensorInfo) -> Result<Vec<bf16>> {
+        match info.dtype {
+            Dtype::F32 => self.read(name, info, convert::<F32, bf16, 4>),
+            Dtype::F16 => self.read(name, info, convert::<F16, bf16, 2>),
+            Dtype::BF16 => self.read(name, info, |elements, out| copy(elements, out, bf16::from_le_bytes)),
             other => Err(self.other_dtype(name, other)),
         }
     }

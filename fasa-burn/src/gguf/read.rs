@@ -1,6 +1,6 @@
 //! Tensors of a GGUF file as numbers.
 
-use half::f16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::header::{Gguf, Place};
@@ -87,6 +87,11 @@ impl Gguf {
 
     /// A tensor in row-major order as `f16`, if no number is too large.
     pub(crate) fn entry_f16(&self, entry: &Entry) -> Result<Vec<f16>> {
+        self.read(&entry.name, entry.rows)
+    }
+
+    /// A tensor in row-major order as `bf16`, if no number is too large.
+    pub(crate) fn entry_bf16(&self, entry: &Entry) -> Result<Vec<bf16>> {
         self.read(&entry.name, entry.rows)
     }
 

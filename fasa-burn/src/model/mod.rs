@@ -10,11 +10,12 @@ pub use load::LoadProgress;
 
 use crate::cache::KvCache;
 use crate::config::{ModelConfig, RopeScaling};
+use crate::device::is_gpu;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::method::Method;
 use crate::ops::Recorder;
-use crate::rope::Rope;
+use crate::rope::{Angles, Rope};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use fasa_core::Pairing;
 use fasa_core::profile::{Model, ProfileError, ProfileView};
@@ -156,6 +157,10 @@ impl Decoder {
         self.check(tokens, cache)?;
         cache.reserve(tokens.len());
         cache.expect(cache.len() + tokens.len());
+        if is_gpu(&self.device) {
+            self.check_device(cache, method)?;
+            return self.forward_chunks(tokens, cache, method, logits, watch);
+        }
         // On a thread of the pool, a kernel that is shared out goes on at once; from any other, each would put the caller
         // to sleep and wake it again, many times per token.
         match tokens.len() <= FEW_TOKENS {
@@ -206,17 +211,43 @@ impl Decoder {
         let mut x = scaled(embedded, self.config.embedding_multiplier);
         let usual = self.rope.angles(position, new, context, device);
         let local = self.local_rope.as_ref().map(|rope| rope.angles(position, new, context, device));
-        let still = self.rope.still(new, device);
+        let still = self.still(new);
         for (index, layer) in self.layers.iter().enumerate() {
             let angles = match layer.turning {
-                Turning::Usual => &usual,
-                Turning::Local => local.as_ref().unwrap_or(&usual),
-                Turning::Still => &still,
+                Turning::Usual => Some(&usual),
+                Turning::Local => local.as_ref(),
+                Turning::Still => still.as_ref(),
             };
+            let angles = angles.unwrap_or(&usual);
             x = layer.forward(x, index, angles, cache, method, watch)?;
         }
         cache.advance(tokens.len());
         Ok(x)
+    }
+
+    /// Angles of layers that do not turn, if there are such.
+    fn still(&self, new: usize) -> Option<Angles> {
+        let any = self.layers.iter().any(|layer| layer.turning == Turning::Still);
+        any.then(|| self.rope.still(new, &self.device))
+    }
+
+    /// Whether a GPU can do this.
+    fn check_device(&self, cache: &KvCache, method: &Method) -> Result<()> {
+        if matches!(method, Method::Policy { .. }) {
+            return Err(Error::request(
+                "method",
+                "is one that decides on the host, head after head, which a GPU would wait for",
+                "use the methods fasa and dense, or `--device cpu`",
+            ));
+        }
+        let (weights, rows) = (crate::measure::weight_bytes(&self.config, self.dtype), cache.bytes());
+        match crate::device::memory(&self.device) {
+            Some(memory) if weights + rows > memory => Err(crate::device::failure(&format!(
+                "out of device memory: weights take {weights} bytes, a cache of {} tokens {rows}, the device has {memory}",
+                cache.capacity()
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Whether a context of `context` tokens turns by other angles than what the cache holds of it: LongRoPE has one set of
@@ -264,5 +295,5 @@ impl Decoder {
 /// # Errors
 /// [`Error::Device`] if the device fails to deliver them.
 pub fn to_host<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
-    tensor.try_into_vec_as::<f32>().map_err(|e| Error::Device { reason: e.to_string() })
+    tensor.try_into_vec_as::<f32>().map_err(|e| crate::device::failure(&e.to_string()))
 }

@@ -13,6 +13,8 @@ mod calls;
 pub mod composed;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 #[cfg(feature = "ndarray")]
@@ -28,7 +30,7 @@ use burn::backend::{Backend, backend_extension};
 /// The operations of a decoder layer on a backend. Failures of attention are reported through the step's [`Status`],
 /// because an operation can only return tensors. The other operations trust their shapes, as Burn's do: they follow from
 /// weights whose shapes were checked when they were read.
-#[backend_extension(Flex: cfg(feature = "flex"), NdArray: cfg(feature = "ndarray"))]
+#[backend_extension(Flex: cfg(feature = "flex"), NdArray: cfg(feature = "ndarray"), Cube: cfg(feature = "cube"))]
 pub trait FasaOps: Backend {
     /// `x weightᵀ`: `x` `[tokens, inputs]`, `weight` `[outputs, inputs]`.
     fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {

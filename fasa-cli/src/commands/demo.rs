@@ -3,18 +3,18 @@
 use crate::methods;
 use crate::model::LanguageModel;
 use crate::report::{self, Format};
-use crate::settings::{DeviceName, DtypeName, FasaArgs, MethodName, ModelArgs, Preset};
+use crate::settings::{DtypeName, FasaArgs, MethodName, ModelArgs, Preset};
 use crate::tasks::{self, Depth, Request, Task};
 use crate::terminal;
 use crate::writing::StopText;
 use anyhow::{Context, Result};
 use console::style;
-use fasa_burn::Dtype;
 use fasa_burn::cache::KvCache;
 use fasa_burn::generate::{Cancel, Event, Options};
 use fasa_burn::method::Method;
 use fasa_burn::model::{Decoder, Logits, to_host};
 use fasa_burn::sampling::Sampling;
+use fasa_burn::{DeviceName, Dtype};
 use fasa_core::Budget;
 use serde::Serialize;
 use std::time::Instant;
@@ -34,6 +34,10 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
+    /// Where it runs: see `fasa devices`
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    device: DeviceName,
+
     /// Number format of weights and cache
     #[arg(long, value_enum, default_value_t)]
     dtype: DtypeName,
@@ -49,7 +53,8 @@ pub struct Args {
 
 impl Default for Args {
     fn default() -> Self {
-        Self { tokens: 7000, budget: 128, seed: 0, dtype: DtypeName::Auto, timed_steps: 64, format: Format::Text }
+        let (device, dtype) = (DeviceName::Cpu, DtypeName::Auto);
+        Self { tokens: 7000, budget: 128, seed: 0, device, dtype, timed_steps: 64, format: Format::Text }
     }
 }
 
@@ -81,8 +86,8 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     anyhow::ensure!(args.budget > 0, "`--budget` is 0; use at least 1");
     anyhow::ensure!(args.timed_steps > 0, "`--timed-steps` is 0; use at least 1");
     let text_mode = args.format == Format::Text;
-    let (model, device) = (crate::builtin::NAME.into(), DeviceName::Cpu);
-    let model_args = ModelArgs { model, device, dtype: args.dtype, threads: None };
+    let model = crate::builtin::NAME.into();
+    let model_args = ModelArgs { model, device: args.device, dtype: args.dtype, threads: None };
     let model = LanguageModel::load(&model_args)?;
     let room = model.decoder.config().max_position_embeddings - args.timed_steps.min(1024);
     anyhow::ensure!(args.tokens <= room, "`--tokens` is {}; nano has room for {room} here", args.tokens);

@@ -4,11 +4,11 @@ use crate::builtin;
 use crate::pictures::heatmap::Heatmap;
 use crate::pictures::{parse_path, terminal};
 use crate::report::{self, Format};
-use crate::settings::{DeviceName, DtypeName};
+use crate::settings::DtypeName;
 use anyhow::{Context, Result, bail};
-use fasa_burn::Dtype;
 use fasa_burn::checkpoint::Checkpoint;
 use fasa_burn::config::ModelConfig;
+use fasa_burn::{DeviceName, Dtype};
 use fasa_core::FasaConfig;
 use fasa_core::profile::ProfileView;
 use serde::Serialize;
@@ -86,7 +86,7 @@ pub fn run(args: &Args) -> Result<()> {
 fn model(args: &Args, config: &ModelConfig, checkpoint: &Checkpoint) -> Result<()> {
     let sizes = checkpoint.names().map(|name| checkpoint.shape(name).unwrap_or(&[]).iter().product::<usize>());
     let (tensors, parameters) = sizes.fold((0, 0), |(n, sum), size| (n + 1, sum + size as u64));
-    let dtype = args.dtype.dtype(checkpoint.is_half(), &DeviceName::default().device());
+    let dtype = args.dtype.dtype(checkpoint.is_half(), &DeviceName::default().open()?);
     let row = config.num_hidden_layers * config.num_key_value_heads;
     let fasa = FasaConfig::DEFAULT;
     let chunks = match fasa.chunks.of(config.head_dim / 2) {

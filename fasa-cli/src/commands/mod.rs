@@ -5,6 +5,7 @@ pub mod bench;
 pub mod calibrate;
 pub mod chat;
 pub mod demo;
+pub mod devices;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
@@ -45,6 +46,8 @@ enum Command {
     Overlap(overlap::Args),
     /// Measure speed, beside what the memory allows
     Bench(bench::Args),
+    /// List the devices that this build and this machine offer
+    Devices(devices::Args),
 }
 
 impl Cli {
@@ -63,6 +66,7 @@ impl Cli {
             Command::Report(args) => report::run(&args),
             Command::Overlap(args) => overlap::run(&args, cancel),
             Command::Bench(args) => bench::run(&args, cancel),
+            Command::Devices(args) => devices::run(&args),
         }
     }
 }

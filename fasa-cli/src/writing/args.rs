@@ -4,10 +4,11 @@ use super::SamplingArgs;
 use crate::crossover::{self, Conditions, DenseBelow, parse_dense_below};
 use crate::model::LanguageModel;
 use crate::report;
-use crate::settings::{DeviceName, MethodArgs};
+use crate::settings::MethodArgs;
 use crate::terminal;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use fasa_burn::DeviceName;
 use fasa_burn::chat::{ChatTemplate, Conversation, Message, Role};
 use fasa_burn::config::GenerationConfig;
 use fasa_burn::generate::{Cancel, Options};
@@ -111,8 +112,8 @@ impl WritingArgs {
         let method = self.method.method(model)?;
         let tokens = match (&method, self.dense_below) {
             (Method::Fasa { budget, .. }, DenseBelow::Measured) => {
-                let (device, shape) = (device.name(), crossover::shape(model.decoder.config()));
-                let conditions = Conditions::new(device, shape, model.decoder.dtype(), &self.method.config(), *budget);
+                let (device, shape) = (device.to_string(), crossover::shape(model.decoder.config()));
+                let conditions = Conditions::new(&device, shape, model.decoder.dtype(), &self.method.config(), *budget);
                 crossover::path().map_or(Ok(0), |path| crossover::recall(&path, &conditions))?
             }
             (Method::Fasa { .. }, DenseBelow::Tokens(tokens)) => tokens,

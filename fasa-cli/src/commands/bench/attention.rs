@@ -2,11 +2,11 @@
 
 use super::{in_turns, parse_length};
 use crate::report::{self, Format};
-use crate::settings::{DeviceName, DtypeName, FasaArgs, Preset};
+use crate::settings::{DtypeName, FasaArgs, Preset};
 use anyhow::{Context, Result};
-use fasa_burn::Dtype;
 use fasa_burn::generate::Cancel;
-use fasa_burn::measure::{Attention, AttentionShape, awake, memory};
+use fasa_burn::measure::{Attention, AttentionShape, awake, memory, wait};
+use fasa_burn::{DeviceName, Dtype};
 use fasa_core::FasaConfig;
 use serde::Serialize;
 
@@ -33,8 +33,8 @@ pub struct Args {
     #[command(flatten)]
     fasa: FasaArgs,
 
-    /// Where it runs
-    #[arg(long, value_enum, default_value_t)]
+    /// Where it runs: see `fasa devices`
+    #[arg(long, value_name = "DEVICE", default_value_t)]
     device: DeviceName,
 
     /// Number format of the cache
@@ -105,11 +105,11 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     anyhow::ensure!(args.steps > 0, "`--steps` is 0; use at least 1");
     anyhow::ensure!(args.budget > 0, "`--budget` is 0; use at least 1");
     crate::threads::start(args.threads)?;
-    let device = args.device.device();
+    let device = args.device.open()?;
     let dtype = args.dtype.dtype(true, &device);
     let config = FasaConfig { dense_layers: 0, ..args.fasa.apply(args.preset) };
     let text = args.format == Format::Text;
-    let memory = memory();
+    let memory = memory(&device)?;
     let AttentionShape { query_heads, kv_heads, head_dim } = args.shape;
     let mut report = Report {
         query_heads,
@@ -146,7 +146,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
                     0 => attention.dense()?,
                     _ => attention.fasa(&plan, args.budget)?,
                 };
-                Ok(())
+                Ok(wait(&device)?)
             })
         })?;
         let ([dense, fasa], bandwidth) = (turns.seconds, turns.bytes_per_second);

@@ -4,10 +4,11 @@ use super::in_turns;
 use crate::crossover::{self, Conditions};
 use crate::model;
 use crate::report::{self, Format};
-use crate::settings::{DeviceName, DtypeName, FasaArgs, Preset};
+use crate::settings::{DtypeName, FasaArgs, Preset};
 use anyhow::{Context, Result};
+use fasa_burn::DeviceName;
 use fasa_burn::generate::Cancel;
-use fasa_burn::measure::{Attention, AttentionShape, Memory, awake};
+use fasa_burn::measure::{Attention, AttentionShape, Memory, awake, wait};
 use fasa_core::{Budget, FasaConfig};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -39,8 +40,8 @@ pub struct Args {
     #[command(flatten)]
     fasa: FasaArgs,
 
-    /// Where it runs
-    #[arg(long, value_enum, default_value_t)]
+    /// Where it runs: see `fasa devices`
+    #[arg(long, value_name = "DEVICE", default_value_t)]
     device: DeviceName,
 
     /// Number format of the cache
@@ -81,7 +82,7 @@ const LONGEST: usize = 64 << 10;
 pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     anyhow::ensure!(args.budget > 0, "`--budget` is 0; use at least 1");
     crate::threads::start(args.threads)?;
-    let device = args.device.device();
+    let device = args.device.open()?;
     let dtype = args.dtype.dtype(true, &device);
     let config = FasaConfig { dense_layers: 0, ..args.fasa.apply(args.preset) };
     let shape = match &args.model {
@@ -102,7 +103,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
                     0 => attention.dense()?,
                     _ => attention.fasa(&plan, args.budget)?,
                 };
-                Ok(())
+                Ok(wait(&device)?)
             })
         })?;
         let [dense, fasa] = turns.seconds;
@@ -123,7 +124,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     let path = crossover::path().filter(|_| !args.no_save);
     if let Some(path) = &path {
         let budget = Budget::Tokens(u32::try_from(args.budget).unwrap_or(u32::MAX));
-        let conditions = Conditions::new(args.device.name(), shape, dtype, &config, budget);
+        let conditions = Conditions::new(&args.device.to_string(), shape, dtype, &config, budget);
         crossover::remember(path, conditions, report.faster_from)?;
     }
     report.remembered_in = path;
