@@ -34,7 +34,7 @@ pub enum Error {
     Core(#[from] fasa_core::Error),
 
     /// The file cannot be made.
-    #[error("`{}`: cannot make a file for the tiered cache in this folder ({source}); name another one with `--cache-dir`", .folder.display())]
+    #[error("`{}`: cannot make a file for the tiered cache in this folder; name another one with `--cache-dir`", .folder.display())]
     Create {
         /// The folder.
         folder: PathBuf,
@@ -43,7 +43,7 @@ pub enum Error {
     },
 
     /// There is no room for more rows.
-    #[error("`{}`: the tiered cache needs {bytes} bytes in this folder and cannot have them ({source}); make room there, name a folder on another disk with `--cache-dir`, or shorten the context", .folder.display())]
+    #[error("`{}`: the tiered cache needs {bytes} bytes in this folder and cannot have them; make room there, name a folder on another disk with `--cache-dir`, or shorten the context", .folder.display())]
     Full {
         /// The folder.
         folder: PathBuf,
@@ -65,7 +65,7 @@ pub enum Error {
     },
 
     /// A row cannot be read or written.
-    #[error("`{}`: the file of the tiered cache cannot be used any more ({source}); check that disk, or name a folder on another one with `--cache-dir`", .folder.display())]
+    #[error("`{}`: the file of the tiered cache cannot be used any more; check that disk, or name a folder on another one with `--cache-dir`", .folder.display())]
     Lost {
         /// The folder.
         folder: PathBuf,
@@ -361,6 +361,21 @@ impl Words {
 
     fn of<E: bytemuck::Pod>(&self, count: usize) -> &[E] {
         &bytemuck::cast_slice(&self.0)[..count]
+    }
+}
+
+/// Whether what is written in `folder` stays in memory, so that a tier there saves none (tmpfs and ramfs on Linux).
+pub fn is_in_memory(folder: &Path) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        const TMPFS: i64 = 0x0102_1994;
+        const RAMFS: i64 = 0x8584_58f6;
+        rustix::fs::statfs(folder).is_ok_and(|system| matches!(system.f_type as i64, TMPFS | RAMFS))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = folder;
+        false
     }
 }
 

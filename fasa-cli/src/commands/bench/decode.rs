@@ -80,7 +80,8 @@ fn subject(args: &Args) -> Result<(String, Decoder, Method)> {
     let bar = terminal::progress("making weights", "layers");
     let mut progress = |done, total| terminal::advance(&bar, done, total);
     let dtype = args.model.dtype.dtype(true, &device);
-    let decoder = random::decoder(&random::shape(name)?, &device, dtype, &mut progress)?;
+    let mut decoder = random::decoder(&random::shape(name)?, &device, dtype, &mut progress)?;
+    decoder.set_placement(crate::model::placement(&args.model.cache)?)?;
     bar.finish_and_clear();
     let plan = random::plan(decoder.fingerprint(), config)?;
     Ok((format!("random {name}"), decoder, Method::Fasa { plan, budget, dense_below: 0 }))
@@ -128,7 +129,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     }
     for &length in &args.lengths {
         let mut cache = decoder.new_cache(length + 1);
-        cache.append_noise(length);
+        cache.append_noise(length)?;
         let methods = [("dense", &Method::Dense), ("fasa", &fasa)];
         let Turns { seconds, bytes_per_second: bandwidth } = in_turns::<2>(args.steps, &memory, cancel, |i| {
             cache.truncate(length);
