@@ -107,6 +107,17 @@ impl RowFile {
         Ok(())
     }
 
+    /// Asks the system to have a row in memory soon, without waiting. Only a hint.
+    pub(super) fn announce(&self, layer: usize, head: usize, row: usize) {
+        #[cfg(target_os = "linux")]
+        {
+            let len = std::num::NonZeroU64::new(self.shape.row() as u64);
+            let _ = rustix::fs::fadvise(&self.file, self.place(layer, head, row).0, len, rustix::fs::Advice::WillNeed);
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = (layer, head, row);
+    }
+
     /// Writes rows of a head, from `row` on.
     pub(super) fn write(&self, layer: usize, head: usize, row: usize, rows: &[u8]) -> Result<()> {
         let (mut row, mut rest) = (row, rows);

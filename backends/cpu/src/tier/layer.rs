@@ -109,7 +109,8 @@ impl Source for TierLayer<'_> {
                 let mut row = Vec::new();
                 for positions in positions.chunks(recent.batch(positions.len(), shape)) {
                     let read = |position: u32, row: &mut [u8]| tier.file.read(layer, kv_head, position as usize, row);
-                    let fetched = recent.fetch(positions, read, &mut row)?;
+                    let announce = |position: u32| tier.file.announce(layer, kv_head, position as usize);
+                    let fetched = recent.fetch(positions, announce, read, &mut row)?;
                     let counters = &tier.counters;
                     counters.fetched.fetch_add(fetched as u64, Ordering::Relaxed);
                     counters.at_hand.fetch_add((positions.len() - fetched) as u64, Ordering::Relaxed);

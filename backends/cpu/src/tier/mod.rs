@@ -370,6 +370,7 @@ pub fn is_in_memory(folder: &Path) -> bool {
     {
         const TMPFS: i64 = 0x0102_1994;
         const RAMFS: i64 = 0x8584_58f6;
+        #[allow(clippy::unnecessary_cast)] // another width on some machines
         rustix::fs::statfs(folder).is_ok_and(|system| matches!(system.f_type as i64, TMPFS | RAMFS))
     }
     #[cfg(not(target_os = "linux"))]

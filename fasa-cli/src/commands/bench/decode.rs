@@ -65,23 +65,25 @@ struct Speed {
     share_of_bound: f64,
 }
 
-/// What is measured: its name, the decoder, and FASA for it.
-fn subject(args: &Args) -> Result<(String, Decoder, Method)> {
-    let config = args.method.fasa.apply(args.method.preset);
-    let (preset, budget) = (args.method.preset, args.method.budget);
-    let Some(name) = &args.random else {
-        let model = LanguageModel::load(&args.model)?;
-        let profile = args.method.profile.as_deref();
-        let fasa = methods::build(&model, MethodName::Fasa, &config, preset, profile, budget)?;
+/// What is measured: its name, the decoder, and FASA for it; `random` names a shape instead of a model.
+pub(super) fn subject(
+    model: &ModelArgs,
+    random: Option<&str>,
+    method: &MethodArgs,
+) -> Result<(String, Decoder, Method)> {
+    let (config, preset, budget) = (method.config(), method.preset, method.budget);
+    let Some(name) = random else {
+        let model = LanguageModel::load(model)?;
+        let fasa = methods::build(&model, MethodName::Fasa, &config, preset, method.profile.as_deref(), budget)?;
         return Ok((model.name, model.decoder, fasa));
     };
-    threads::start(args.model.threads)?;
-    let device = args.model.device.open()?;
+    threads::start(model.threads)?;
+    let device = model.device.open()?;
     let bar = terminal::progress("making weights", "layers");
     let mut progress = |done, total| terminal::advance(&bar, done, total);
-    let dtype = args.model.dtype.dtype(true, &device);
+    let dtype = model.dtype.dtype(true, &device);
     let mut decoder = random::decoder(&random::shape(name)?, &device, dtype, &mut progress)?;
-    decoder.set_placement(crate::model::placement(&args.model.cache)?)?;
+    decoder.set_placement(crate::model::placement(&model.cache)?)?;
     bar.finish_and_clear();
     let plan = random::plan(decoder.fingerprint(), config)?;
     Ok((format!("random {name}"), decoder, Method::Fasa { plan, budget, dense_below: 0 }))
@@ -98,7 +100,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         "`--method` is for other commands: this one measures dense attention and FASA"
     );
     let longest = args.lengths.iter().copied().max().unwrap_or(0);
-    let (name, mut decoder, fasa) = subject(args)?;
+    let (name, mut decoder, fasa) = subject(&args.model, args.random.as_deref(), &args.method)?;
     decoder.allow_positions(longest + 8);
     let text = args.format == Format::Text;
     let memory = memory(decoder.device())?;

@@ -3,6 +3,7 @@
 mod attention;
 mod crossover;
 mod decode;
+mod memory;
 mod prefill;
 
 use anyhow::Result;
@@ -26,6 +27,8 @@ enum What {
     Attention(attention::Args),
     /// Reading a prompt, stretch by stretch
     Prefill(prefill::Args),
+    /// Memory, bytes moved and time of a step where keys and values lie in memory and where they lie in the second tier
+    Memory(memory::Args),
     /// The context length from which FASA is faster on this machine
     Crossover(crossover::Args),
 }
@@ -39,6 +42,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         What::Decode(args) => decode::run(args, cancel),
         What::Attention(args) => attention::run(args, cancel),
         What::Prefill(args) => prefill::run(args, cancel),
+        What::Memory(args) => memory::run(args, cancel),
         What::Crossover(args) => crossover::run(args, cancel),
     }
 }
