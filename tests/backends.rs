@@ -73,7 +73,7 @@ fn ndarray_agrees_with_flex_on_other_families() {
 
 #[test]
 #[allow(deprecated)] // as above
-fn what_ndarray_does_not_compute_with_is_refused() {
+fn what_a_backend_does_not_compute_with_is_refused() {
     let folder = fixture::folder().join("nano");
     let config = fasa_burn::config::ModelConfig::read(&folder).expect("a config");
     let checkpoint = fasa_burn::checkpoint::Checkpoint::open(&folder).expect("weights");
@@ -85,4 +85,7 @@ fn what_ndarray_does_not_compute_with_is_refused() {
     let decoder = fasa_burn::model::Decoder::load(config.clone(), &checkpoint, &device, Dtype::F16, &mut |_, _| {});
     refused(decoder.expect_err("no half precision"));
     refused(fasa_burn::cache::KvCache::new(&config, 8, Dtype::F16, &device).expect_err("no half precision"));
+    let wide = fasa_burn::model::Decoder::load(config, &checkpoint, &Device::flex(), Dtype::Bf16, &mut |_, _| {});
+    let message = wide.expect_err("on GPUs only").to_string();
+    assert!(["dtype", "bf16", "--dtype f16", "--device cuda"].iter().all(|part| message.contains(part)), "{message}");
 }

@@ -16,7 +16,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use half::f16;
+use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorInfo};
 
 use crate::error::{Error, Result};
@@ -239,6 +239,14 @@ impl Checkpoint {
     /// As [`tensor_f32`](Self::tensor_f32), and [`Error::Overflow`] for a finite number beyond the largest of `f16`.
     pub fn tensor_f16(&self, name: &str, shape: &[usize]) -> Result<Vec<f16>> {
         self.read(name, shape, Shard::read_f16, Gguf::entry_f16)
+    }
+
+    /// Reads a tensor in row-major order as `bf16`. Numbers of F32 and F16 are rounded to the nearest.
+    ///
+    /// # Errors
+    /// As [`tensor_f16`](Self::tensor_f16), for the largest number of `bf16`.
+    pub fn tensor_bf16(&self, name: &str, shape: &[usize]) -> Result<Vec<bf16>> {
+        self.read(name, shape, Shard::read_bf16, Gguf::entry_bf16)
     }
 
     fn read<T>(

@@ -1,5 +1,6 @@
 //! Number formats of weights and cache.
 
+use crate::device::is_gpu;
 use crate::error::{Error, Result};
 use burn::tensor::{DType, Device, FloatDType};
 use serde::Serialize;
@@ -17,6 +18,8 @@ pub enum Dtype {
     F32,
     /// IEEE half precision, 2 bytes.
     F16,
+    /// The upper half of single precision, 2 bytes. On GPUs only.
+    Bf16,
 }
 
 impl Dtype {
@@ -24,7 +27,7 @@ impl Dtype {
     pub fn bytes(self) -> usize {
         match self {
             Dtype::F32 => 4,
-            Dtype::F16 => 2,
+            Dtype::F16 | Dtype::Bf16 => 2,
         }
     }
 
@@ -33,12 +36,14 @@ impl Dtype {
         match self {
             Dtype::F32 => "f32",
             Dtype::F16 => "f16",
+            Dtype::Bf16 => "bf16",
         }
     }
 
     /// Whether `device` computes with it.
     pub fn runs_on(self, device: &Device) -> bool {
-        device.supports_dtype(DType::from(self.float()))
+        // The processor's libraries would convert whole weights at every use.
+        (self != Dtype::Bf16 || is_gpu(device)) && device.supports_dtype(DType::from(self.float()))
     }
 
     /// # Errors
@@ -48,7 +53,11 @@ impl Dtype {
             return Ok(());
         }
         let problem = format!("{} does not run on this device, {device:?}", self.name());
-        Err(Error::request("dtype", problem, "use `--dtype f32`, or `--device cpu`"))
+        let mend = match self {
+            Dtype::Bf16 => "use `--dtype f16` or `--dtype f32`, or `--device cuda`",
+            _ => "use `--dtype f32`, or `--device cpu`",
+        };
+        Err(Error::request("dtype", problem, mend))
     }
 
     /// Burn's name for it.
@@ -56,6 +65,7 @@ impl Dtype {
         match self {
             Dtype::F32 => FloatDType::F32,
             Dtype::F16 => FloatDType::F16,
+            Dtype::Bf16 => FloatDType::BF16,
         }
     }
 }

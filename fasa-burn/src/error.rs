@@ -59,7 +59,7 @@ pub enum Error {
     },
 
     /// A weight is too large for half precision.
-    #[error("`{}`: tensor `{tensor}` holds {value:e}, more than f16 can; load it with `--dtype f32`", .path.display())]
+    #[error("`{}`: tensor `{tensor}` holds {value:e}, more than f16 can; load it with `--dtype f32`, on a GPU `--dtype bf16`", .path.display())]
     Overflow {
         /// The safetensors file.
         path: PathBuf,

@@ -15,7 +15,7 @@ use fasa_burn::text::{Tokenizer, TokenizerSettings};
 use fasa_burn::{Dtype, Error};
 use std::path::{Path, PathBuf};
 
-/// Loads the weights, in single precision where they turn out not to fit into the half that nobody asked for by name.
+/// Loads the weights, with a wider range where they turn out not to fit into the half that nobody asked for by name.
 fn decoder(config: ModelConfig, checkpoint: &Checkpoint, args: &ModelArgs) -> Result<Decoder> {
     let (device, placement) = (args.device.open()?, placement(&args.cache)?);
     let load = |dtype| {
@@ -29,8 +29,9 @@ fn decoder(config: ModelConfig, checkpoint: &Checkpoint, args: &ModelArgs) -> Re
     };
     match load(args.dtype.dtype(checkpoint.is_half(), &device)) {
         Err(Error::Overflow { tensor, value, .. }) if args.dtype == DtypeName::Auto => {
-            terminal::note(format_args!("`{tensor}` holds {value:e}, more than f16 can: weights and cache are f32"));
-            Ok(load(Dtype::F32)?)
+            let wide = if Dtype::Bf16.runs_on(&device) { Dtype::Bf16 } else { Dtype::F32 };
+            terminal::note(format_args!("`{tensor}` holds {value:e}, more than f16 can: weights and cache are {wide}"));
+            Ok(load(wide)?)
         }
         decoder => Ok(decoder?),
     }

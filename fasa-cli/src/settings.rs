@@ -93,6 +93,8 @@ pub enum DtypeName {
     Auto,
     /// Half precision, 2 bytes
     F16,
+    /// The upper half of single precision, 2 bytes; on GPUs only
+    Bf16,
     /// Single precision, 4 bytes
     F32,
 }
@@ -102,6 +104,7 @@ impl DtypeName {
     pub fn dtype(self, is_half: bool, device: &Device) -> Dtype {
         match self {
             DtypeName::F16 => Dtype::F16,
+            DtypeName::Bf16 => Dtype::Bf16,
             DtypeName::F32 => Dtype::F32,
             DtypeName::Auto if is_half && Dtype::F16.runs_on(device) => Dtype::F16,
             DtypeName::Auto => Dtype::F32,

@@ -15,6 +15,9 @@ use kernel::{combine_kernel, rank_kernel};
 /// Less than any importance: places past the context's end.
 pub(crate) const NOTHING: f32 = -3.4e38;
 
+/// Cubes that a processor runs at once.
+const CUBES: usize = 4;
+
 /// Importances, with the largest of every span of tokens.
 #[derive(Debug, Clone)]
 pub struct Importance {
@@ -62,6 +65,11 @@ impl Config {
     /// Scores of a word.
     const fn per_word(&self) -> usize {
         if self.half { 2 } else { 1 }
+    }
+
+    /// Vectors of `width` words that a token's scores are read in; where those of the list are no whole words, a word each.
+    const fn reads(&self, width: usize) -> usize {
+        if self.whole_words() { self.group / self.per_word() / width } else { self.group }
     }
 
     /// Whether a list's scores are whole words.
@@ -149,12 +157,15 @@ pub fn combine_into(gpu: &Gpu, scores: &Scores, out: &Importance) -> Result<()> 
     let vector = config.width();
     let score_words = scores.sketches() * scores.stride * score_words(scores.group);
     let count = out.spans.count(len);
-    // SAFETY: the lengths are those of `Scores::empty` and `Importance::empty`; a cube writes its chunk's numbers below the
-    // stride, and its spans.
+    let chunks = count / out.spans.of_chunk();
+    // No more cubes than run at the same time.
+    let turns = (chunks * out.rows).div_ceil(CUBES * gpu.traits.processors as usize);
+    // SAFETY: the lengths are those of `Scores::empty` and `Importance::empty`; a cube writes its chunks' numbers below the
+    // stride, and their spans.
     unsafe {
         combine_kernel::launch_unchecked(
             &gpu.client,
-            CubeCount::Static((count / out.spans.of_chunk()) as u32, out.rows as u32, 1),
+            CubeCount::Static(chunks.div_ceil(turns) as u32, out.rows as u32, 1),
             CubeDim::new_1d(UNITS),
             vector,
             buffer(&scores.scores, score_words / vector),
@@ -165,6 +176,7 @@ pub fn combine_into(gpu: &Gpu, scores: &Scores, out: &Importance) -> Result<()> 
             len as u32,
             out.stride as u32,
             scores.block_count as u32,
+            chunks as u32,
             config,
         );
     }

@@ -54,7 +54,12 @@ enum Over {
 impl Over {
     /// Numbers that a unit asks for together: those that take long to come.
     const fn steps(self) -> u32 {
-        if matches!(self, Over::Pool | Over::PoolTies) { 1 } else { 4 }
+        match self {
+            Over::Pool | Over::PoolTies => 1,
+            Over::Spans | Over::Row | Over::RowTies => 8,
+            // Scattered, and all that the search waits for.
+            Over::Listed => 16,
+        }
     }
 }
 

@@ -22,14 +22,16 @@ pub struct Choice {
     pub recent: usize,
 }
 
-/// What a step writes beside its result. Steps of all layers can share it.
+/// What a step writes beside its result. Steps of all layers can share it, and those of a growing context.
 #[derive(Debug, Clone)]
 pub struct Scratch {
     scores: Scores,
     importance: Importance,
-    /// The tokens that were chosen, `[KV heads * lists, budget]`.
+    /// The tokens that were chosen, `[KV heads * lists, budget]`; what lies behind them was never written.
     pub positions: Handle,
     choice: Choice,
+    /// The most tokens that there is room for.
+    room: usize,
 }
 
 impl Scratch {
@@ -50,7 +52,22 @@ impl Scratch {
         ensure(lists > 0 && query_heads.is_multiple_of(lists), "lists", "query heads share them equally")?;
         let scores = Scores::empty(gpu, sketches, query_heads / sketches, len.into());
         let importance = Importance::empty(gpu, &scores, lists).guarantee(choice.sinks, choice.recent);
-        Ok(Self { scores, importance, positions: gpu.words(lists * choice.budget), choice })
+        let room = scores.len.most();
+        // Room for every budget that a growing context may have.
+        Ok(Self { scores, importance, positions: gpu.words(lists * room), choice, room })
+    }
+
+    /// The same memory for a context of `len` tokens and another choice.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) if it was made for fewer tokens or another number of lists.
+    pub fn with(&self, len: impl Into<Length>, choice: Choice) -> Result<Self> {
+        let len = len.into();
+        ensure(len.most() <= self.room, "len", "the memory is for fewer tokens")?;
+        ensure(choice.lists == self.choice.lists, "lists", "the memory is for another number")?;
+        let scores = Scores { len: len.clone(), ..self.scores.clone() };
+        let importance = Importance { len, ..self.importance.clone() }.guarantee(choice.sinks, choice.recent);
+        Ok(Self { scores, importance, positions: self.positions.clone(), choice, room: self.room })
     }
 }
 
@@ -69,7 +86,7 @@ pub fn step(
     scratch: &Scratch,
     out: &Handle,
 ) -> Result<()> {
-    let Scratch { scores, importance, positions, choice } = scratch;
+    let Scratch { scores, importance, positions, choice, .. } = scratch;
     let query_heads = scores.heads;
     ensure(importance.rows == cache.heads * choice.lists, "scratch", "it was made for another number of KV heads")?;
     score_into(gpu, queries, cache.dim, sketch, channels, scores)?;

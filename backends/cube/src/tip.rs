@@ -197,7 +197,9 @@ impl Scores {
         let spans = Spans::new(tokens, heads, gpu.traits.processors as usize);
         let wanted = (gpu.traits.cubes * gpu.traits.processors) as usize;
         // No more cubes than run at the same time: a second wave would have the device to itself for little.
-        let block_count = tokens.div_ceil(spans.chunk()).min((wanted / heads.max(1)).max(1));
+        let chunks = tokens.div_ceil(spans.chunk());
+        let turns = chunks.div_ceil((wanted / heads.max(1)).max(1));
+        let block_count = chunks.div_ceil(turns);
         let query_heads = heads * group;
         Self {
             scores: gpu.words(heads * stride * score_words(group)),

@@ -273,18 +273,22 @@ fn a_step_is_that_of_the_oracle() {
         let made = sketched(&gpu, &keys, Precision::Int4, 16, heads, dim);
         let (k, v) = (upload(&gpu, &keys), upload(&gpu, &values));
         let cache = Cache { format: Format::F32, keys: k, values: v, heads, capacity, dim };
-        for on_device in [false, true] {
-            let length = match on_device {
-                true => Length::on_device(Length::upload(&gpu, len), capacity),
-                false => len.into(),
-            };
-            let scratch = Scratch::new(&gpu, heads * group, heads, heads, length, choice).unwrap();
+        let new = |len: Length| Scratch::new(&gpu, heads * group, heads, heads, len, choice).unwrap();
+        // Made for a longer context and another budget.
+        let other = Choice { budget: 100, sinks: 0, recent: 1, ..choice };
+        let roomy = Scratch::new(&gpu, heads * group, heads, heads, 9000, other).unwrap();
+        assert!(roomy.with(9001, choice).is_err() && roomy.with(10, Choice { lists: 8, ..choice }).is_err());
+        for scratch in [
+            new(len.into()),
+            new(Length::on_device(Length::upload(&gpu, len), capacity)),
+            roomy.with(len, choice).unwrap(),
+        ] {
             let out = gpu.words(heads * group * dim);
             let queries_there = upload(&gpu, &queries);
             step(&gpu, &queries_there, &cache, &made.sketch, &made.channels, &scratch, &out).unwrap();
             let (got, positions): (Vec<f32>, Vec<u32>) =
                 (download(&gpu, out), download(&gpu, scratch.positions.clone()));
-            for (list, chosen) in positions.chunks(budget).enumerate() {
+            for (list, chosen) in positions[..heads * lists * budget].chunks(budget).enumerate() {
                 let share = group / lists;
                 let of_list = list * share..(list + 1) * share;
                 let scores: Vec<Vec<f32>> =

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::method::Method;
 use burn::tensor::{DType, Tensor, TensorCreationOptions, TensorData};
 use fasa_core::policy::OwnedPlan;
-use half::f16;
+use half::{bf16, f16};
 use std::sync::Arc;
 
 impl KvCache {
@@ -79,6 +79,7 @@ impl KvCache {
             let data = match dtype {
                 Dtype::F32 => TensorData::new(filled::<f32>(count, fill)?, shape),
                 Dtype::F16 => TensorData::new(filled::<f16>(count, fill)?, shape),
+                Dtype::Bf16 => TensorData::new(filled::<bf16>(count, fill)?, shape),
             };
             let options = TensorCreationOptions::new(device.clone()).with_dtype(dtype.float().into());
             Ok(Tensor::from_data(data, options))

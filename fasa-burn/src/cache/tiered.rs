@@ -2,7 +2,7 @@
 
 use super::{Layout, TierUse};
 use crate::dtype::Dtype;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::to_host;
 use crate::ops::cpu::{self, KeyRows, SketchTables};
 use crate::ops::{AttentionOptions, FasaStep, SketchStep, Status, note};
@@ -49,6 +49,13 @@ impl Tiered {
         let format = match dtype {
             Dtype::F32 => Format::F32,
             Dtype::F16 => Format::F16,
+            Dtype::Bf16 => {
+                return Err(Error::request(
+                    "dtype",
+                    "is bf16, which a tiered cache does not hold",
+                    "use `--dtype f16`",
+                ));
+            }
         };
         let tier = Tier::create(folder, TierShape { layers, kv_heads, dim, format })?;
         Ok(Self { tier, device: device.clone(), sketched: None })

@@ -114,6 +114,20 @@ impl Shard {
         }
     }
 
+    /// The elements of one of this file's tensors as `bf16`, if none is too large.
+    pub(super) fn read_bf16(&self, name: &str, info: &TensorInfo) -> Result<Vec<bf16>> {
+        match info.dtype {
+            Dtype::F32 => {
+                let wide = f32::from_le_bytes;
+                let fits = |x: f32| !bf16::from_f32(x).is_infinite() || x.is_infinite();
+                self.read(name, info, move |b| bf16::from_f32(wide(b)), move |b| fits(wide(b)))
+            }
+            Dtype::F16 => self.read(name, info, |b| bf16::from_f32(f16::from_le_bytes(b).to_f32()), |_| true),
+            Dtype::BF16 => self.read(name, info, bf16::from_le_bytes, |_| true),
+            other => Err(self.other_dtype(name, other)),
+        }
+    }
+
     fn other_dtype(&self, name: &str, dtype: Dtype) -> Error {
         Error::tensor(&self.path, name, format!("holds {dtype}"), "use a checkpoint in F32, F16 or BF16")
     }

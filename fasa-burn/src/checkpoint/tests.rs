@@ -94,8 +94,8 @@ fn every_float_type_converts_exactly() {
     data.extend(f32::MIN_POSITIVE.to_le_bytes());
     data.extend(f16::from_f32(6.1e-5).to_le_bytes());
     data.extend(f16::MAX.to_le_bytes());
-    data.extend(half::bf16::from_f32(-3.0).to_le_bytes());
-    data.extend(half::bf16::MIN_POSITIVE.to_le_bytes());
+    data.extend(bf16::from_f32(-3.0).to_le_bytes());
+    data.extend(bf16::MIN_POSITIVE.to_le_bytes());
     data.extend([7, 0, 0, 0]);
     data.extend(9.0f32.to_le_bytes());
     let checkpoint = Checkpoint::from_bytes("m", file(&header.to_string(), &data)).unwrap();
@@ -131,10 +131,16 @@ fn half_precision_rounds_and_refuses_what_is_too_large() {
     for part in [SINGLE_FILE, "`w`", "-1.31008e5", "--dtype f32"] {
         assert!(error.to_string().contains(part), "{error}");
     }
-    let narrow = values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect();
+    let narrow = values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect();
     let checkpoint = write("BF16", narrow);
     assert!(checkpoint.is_half());
     assert!(message(checkpoint.tensor_f16("w", &[1, 6])).contains("6.5536e4"));
+    // The wider 16 bits hold all of them, and less of each.
+    let want = values.map(bf16::from_f32);
+    assert_eq!(checkpoint.tensor_bf16("w", &[1, 6]).unwrap(), want);
+    assert_eq!(write("F32", wide(1.0)).tensor_bf16("w", &[1, 6]).unwrap(), want);
+    let largest = [f32::MAX, 1.0, 1.0, 1.0, 1.0, 1.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+    assert!(message(write("F32", largest).tensor_bf16("w", &[1, 6])).contains("3.4028235e38"));
     assert!(write("F16", values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect()).is_half());
 }
 

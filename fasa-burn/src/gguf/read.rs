@@ -1,6 +1,6 @@
 //! Tensors of a GGUF file as numbers.
 
-use half::f16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::header::{Gguf, Place};
@@ -88,6 +88,12 @@ impl Gguf {
     pub(crate) fn entry_f16(&self, entry: &Entry) -> Result<Vec<f16>> {
         let fits = |x: f32| !f16::from_f32(x).is_infinite() || x.is_infinite();
         self.read(&entry.name, entry.rows, f16::from_f32, fits)
+    }
+
+    /// A tensor in row-major order as `bf16`, if no number is too large.
+    pub(crate) fn entry_bf16(&self, entry: &Entry) -> Result<Vec<bf16>> {
+        let fits = |x: f32| !bf16::from_f32(x).is_infinite() || x.is_infinite();
+        self.read(&entry.name, entry.rows, bf16::from_f32, fits)
     }
 
     fn read<T: Copy + Default + Send>(

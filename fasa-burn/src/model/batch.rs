@@ -47,12 +47,12 @@ impl Decoder {
         };
         let usual = of(&self.rope);
         let local = self.local_rope.as_ref().map(of);
-        let still = self.rope.still(1, device);
+        let still = self.still(1);
         for (index, layer) in self.layers.iter().enumerate() {
             let angles: Vec<_> = match layer.turning {
                 Turning::Usual => usual.iter().collect(),
                 Turning::Local => local.as_ref().unwrap_or(&usual).iter().collect(),
-                Turning::Still => vec![&still; tokens.len()],
+                Turning::Still => still.iter().cycle().take(tokens.len()).collect(),
             };
             x = layer.forward_batch(x, index, &angles, caches, methods)?;
         }

@@ -162,6 +162,7 @@ impl Source<'_> {
         let data = match self.dtype {
             Dtype::F32 => TensorData::new(stacked(parts, inputs, |n, s| self.checkpoint.tensor_f32(n, s))?, shape),
             Dtype::F16 => TensorData::new(stacked(parts, inputs, |n, s| self.checkpoint.tensor_f16(n, s))?, shape),
+            Dtype::Bf16 => TensorData::new(stacked(parts, inputs, |n, s| self.checkpoint.tensor_bf16(n, s))?, shape),
         };
         let options = TensorCreationOptions::new(self.device.clone()).with_dtype(self.dtype.float().into());
         Ok(Tensor::from_data(data, options))

@@ -15,7 +15,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::method::Method;
 use crate::ops::Recorder;
-use crate::rope::Rope;
+use crate::rope::{Angles, Rope};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use fasa_core::Pairing;
 use fasa_core::profile::{Model, ProfileError, ProfileView};
@@ -226,17 +226,24 @@ impl Decoder {
         let mut x = scaled(embedded, self.config.embedding_multiplier);
         let usual = self.rope.angles(position, new, context, device);
         let local = self.local_rope.as_ref().map(|rope| rope.angles(position, new, context, device));
-        let still = self.rope.still(new, device);
+        let still = self.still(new);
         for (index, layer) in self.layers.iter().enumerate() {
             let angles = match layer.turning {
-                Turning::Usual => &usual,
-                Turning::Local => local.as_ref().unwrap_or(&usual),
-                Turning::Still => &still,
+                Turning::Usual => Some(&usual),
+                Turning::Local => local.as_ref(),
+                Turning::Still => still.as_ref(),
             };
+            let angles = angles.unwrap_or(&usual);
             x = layer.forward(x, index, angles, cache, method, watch)?;
         }
         cache.advance(tokens.len());
         Ok(x)
+    }
+
+    /// Angles of layers that do not turn, if there are such.
+    fn still(&self, new: usize) -> Option<Angles> {
+        let any = self.layers.iter().any(|layer| layer.turning == Turning::Still);
+        any.then(|| self.rope.still(new, &self.device))
     }
 
     /// Whether a GPU can do this.

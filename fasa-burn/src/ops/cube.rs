@@ -19,8 +19,9 @@ use fasa_cube::append::{Tokens, append};
 use fasa_cube::attend::{Cache, Rows, attend};
 use fasa_cube::linear::{Finish, Norm, Weight, linear};
 use fasa_cube::rows::rms_norm;
+use fasa_cube::step::{Choice, step as decode};
 use fasa_cube::tip::Sketch;
-use fasa_cube::{Format, Gpu, combine, select, tip, write};
+use fasa_cube::{Format, Gpu, write};
 
 /// Up to so many tokens are better served by reading weights once per token than by a matrix product.
 const FEW_TOKENS: usize = 8;
@@ -246,25 +247,22 @@ fn fasa(
     let [_, query_heads, dim] = q.shape().dims();
     let lists = plan.config().token_scope.rows(query_heads, cache.heads);
     let (sinks, recent_from) = plan.config().guarantees.forced(step.len, step.budget);
+    let choice = Choice { budget: step.budget, lists: lists / cache.heads, sinks, recent: step.len - recent_from };
     let channels = tables::channels(q, &step.plan, step.layer)?;
     let sketch = sketch(&step.plan, codes, scales)?;
-    let positions = || {
-        let scores = tip::score(&gpu, &q.handle, dim, query_heads / sketch.heads, &sketch, &channels, step.len)?;
-        let group = query_heads / lists;
-        let ranked = combine::combine(&gpu, &scores, group, step.len, [sinks, recent_from])?;
-        select::best(&gpu, &ranked, step.budget)
-    };
-    let positions = positions().map_err(refused)?;
+    let scratch = tables::scratch(q, &step.plan, [query_heads, sketch.heads, cache.heads, sketch.capacity], choice)?;
+    let scratch = scratch.with(step.len, choice).map_err(refused)?;
+    let out = gpu.words(query_heads * dim);
+    decode(&gpu, &q.handle, cache, &sketch, &channels, &scratch, &out).map_err(refused)?;
     if step.recorder.is_some() {
         let failed = Error::Range { what: "positions", problem: "the device failed to return them" };
-        let bytes = gpu.client.read_one(positions.clone()).map_err(|_| failed)?;
+        let bytes = gpu.client.read_one(scratch.positions).map_err(|_| failed)?;
         let mut numbers: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
         numbers.truncate(lists * step.budget);
         numbers.chunks_exact_mut(step.budget).for_each(<[u32]>::sort_unstable);
         note(&step.recorder, step.layer, Selected::of_equal_lists(numbers, step.budget));
     }
-    let rows = Rows::Chosen { positions: &positions, count: step.budget, lists: lists / cache.heads };
-    attend(&gpu, &q.handle, query_heads, cache, rows).map_err(refused)
+    Ok(out)
 }
 
 /// `x` in another number format.

@@ -7,7 +7,8 @@ use crate::spans::UNITS;
 use crate::team::{Exchange, Reduce, exchange, exchange_owner};
 use cubecl::prelude::*;
 
-/// Importances of a chunk of tokens of a list.
+/// Importances of chunks of tokens of a list: cubes take them in turn, and read the scores of the next while they combine those
+/// of one.
 #[cube(launch_unchecked)]
 pub(super) fn combine_kernel<S: Size>(
     scores: &[Vector<u32, S>],
@@ -18,22 +19,78 @@ pub(super) fn combine_kernel<S: Size>(
     most_tokens: u32,
     stride: u32,
     block_count: u32,
+    chunks: u32,
     #[comptime] config: Config,
 ) {
     let width = S::value();
-    let (group, sketch_group, rows) = comptime!((config.group, config.sketch_group, config.spans.rows));
+    let (group, rows, reads) = comptime!((config.group, config.spans.rows, config.reads(width)));
     let len = tokens(length, most_tokens, config.device_len);
     let head = CUBE_POS_Y as usize * group;
-    let per_word = comptime!(config.per_word());
+    let mut chunk = CUBE_POS_X;
+    let mut next = Array::<Vector<u32, S>>::new(comptime!(rows * reads));
+    let mut now = Array::<Vector<u32, S>>::new(comptime!(rows * reads));
+    read_scores::<S>(&mut next, scores, chunk, len, stride, head, config);
+    let mut most = Array::<f32>::new(group);
+    let mut share = Array::<f32>::new(group);
+    if comptime!(config.mean()) {
+        find_softmax(blocks, &mut most, &mut share, head, block_count, config);
+    }
+    while chunk < chunks {
+        #[unroll]
+        for i in 0..comptime!(rows * reads) {
+            now[i] = next[i];
+        }
+        let after = chunk + CUBE_COUNT_X;
+        if after < chunks {
+            read_scores::<S>(&mut next, scores, after, len, stride, head, config);
+        }
+        let mut out = Array::<f32>::new(rows);
+        #[unroll]
+        for r in 0..rows {
+            if comptime!(config.mean()) {
+                let mut sum = 0.0f32.runtime();
+                #[unroll]
+                for g in 0..group {
+                    sum += (score::<S>(&now, r, g, head, config) - most[g]).exp() * share[g];
+                }
+                out[r] = sum;
+            } else {
+                out[r] = score::<S>(&now, r, 0usize, head, config);
+            }
+        }
+        #[unroll]
+        for r in 0..rows {
+            let t = chunk * comptime!(config.spans.chunk() as u32) + comptime!(r as u32 * UNITS) + UNIT_POS;
+            // What is no number loses against every number.
+            let value = select(out[r] == out[r], out[r], NOTHING);
+            out[r] = select(t < len, value, NOTHING);
+            if t < len {
+                importance[CUBE_POS_Y as usize * stride as usize + t as usize] = value;
+            }
+        }
+        note_spans(&out, maxima, chunk, chunks, config);
+        chunk = after;
+    }
+}
+
+/// A unit's scores of a chunk: of each token, the vectors that have a score of the list's query heads.
+#[cube]
+fn read_scores<S: Size>(
+    read: &mut Array<Vector<u32, S>>,
+    scores: &[Vector<u32, S>],
+    chunk: u32,
+    len: u32,
+    stride: u32,
+    head: usize,
+    #[comptime] config: Config,
+) {
+    let (rows, sketch_group, per_word) = comptime!((config.spans.rows, config.sketch_group, config.per_word()));
+    let width = S::value();
+    let reads = comptime!(config.reads(width));
     let per_token = comptime!(sketch_group / per_word / width);
-    // Of each token, vectors whose scores belong to the list; or, where these are no whole words, a word of each.
-    let (reads, together) = comptime!(if config.whole_words() {
-        (group / per_word / width, config.together() / per_word / width)
-    } else {
-        (group, config.together())
-    });
-    let first = CUBE_POS_X * comptime!(config.spans.chunk() as u32) + UNIT_POS;
-    let mut read = Array::<Vector<u32, S>>::new(comptime!(rows * reads));
+    let together =
+        comptime!(if config.whole_words() { config.together() / per_word / width } else { config.together() });
+    let first = chunk * comptime!(config.spans.chunk() as u32) + UNIT_POS;
     #[unroll]
     for r in 0..rows {
         let t = min(first + comptime!(r as u32 * UNITS), len - 1) as usize;
@@ -48,53 +105,28 @@ pub(super) fn combine_kernel<S: Size>(
             };
         }
     }
-    // The numbers of the words.
-    let mut number_of = Array::<f32>::new(comptime!(rows * group));
-    #[unroll]
-    for r in 0..rows {
-        #[unroll]
-        for g in 0..group {
-            number_of[r * group + g] = if comptime!(config.whole_words()) {
-                let vector = read[comptime!(r * reads + g / (per_word * width))];
-                let word = vector.extract(comptime!(g / per_word % width));
-                number(word, comptime!(g % per_word), comptime!(config.format()), config.native_half)
-            } else {
-                let upper = (head % sketch_group + comptime!(g % together)) % 2 == 1;
-                half_at(read[comptime!(r * reads + g)].extract(0usize), upper, config.native_half)
-            };
-        }
-    }
-    let mut out = Array::<f32>::new(rows);
-    if comptime!(config.mean()) {
-        let mut most = Array::<f32>::new(group);
-        let mut share = Array::<f32>::new(group);
-        find_softmax(blocks, &mut most, &mut share, head, block_count, config);
-        #[unroll]
-        for r in 0..rows {
-            let mut sum = 0.0f32;
-            #[unroll]
-            for g in 0..group {
-                sum += (number_of[r * group + g] - most[g]).exp() * share[g];
-            }
-            out[r] = sum;
-        }
+}
+
+/// The score of token `r` of the unit for query head `g` of the list.
+#[cube]
+fn score<S: Size>(
+    read: &Array<Vector<u32, S>>,
+    #[comptime] r: usize,
+    #[comptime] g: usize,
+    head: usize,
+    #[comptime] config: Config,
+) -> f32 {
+    let per_word = comptime!(config.per_word());
+    let width = S::value();
+    let reads = comptime!(config.reads(width));
+    if comptime!(config.whole_words()) {
+        let vector = read[comptime!(r * reads + g / (per_word * width))];
+        let word = vector.extract(comptime!(g / per_word % width));
+        number(word, comptime!(g % per_word), comptime!(config.format()), config.native_half)
     } else {
-        #[unroll]
-        for r in 0..rows {
-            out[r] = number_of[r];
-        }
+        let upper = (head % comptime!(config.sketch_group) + comptime!(g % config.together())) % 2 == 1;
+        half_at(read[comptime!(r * reads + g)].extract(0usize), upper, config.native_half)
     }
-    #[unroll]
-    for r in 0..rows {
-        let t = first + comptime!(r as u32 * UNITS);
-        // What is no number loses against every number.
-        let value = select(out[r] == out[r], out[r], NOTHING);
-        out[r] = select(t < len, value, NOTHING);
-        if t < len {
-            importance[CUBE_POS_Y as usize * stride as usize + t as usize] = value;
-        }
-    }
-    note_spans(&out, maxima, config);
 }
 
 /// The spans of importances that are there.
@@ -109,12 +141,12 @@ pub(super) fn rank_kernel(values: &[f32], maxima: &mut [f32], len: u32, stride: 
         let value = values[CUBE_POS_Y as usize * stride as usize + min(t, len - 1) as usize];
         read[r] = select(t < len && value == value, value, NOTHING);
     }
-    note_spans(&read, maxima, config);
+    note_spans(&read, maxima, CUBE_POS_X, CUBE_COUNT_X, config);
 }
 
-/// Writes the largest number of every span of the cube's chunk.
+/// Writes the largest number of every span of a chunk, one of `chunks`.
 #[cube]
-fn note_spans(numbers: &Array<f32>, maxima: &mut [f32], #[comptime] config: Config) {
+fn note_spans(numbers: &Array<f32>, maxima: &mut [f32], chunk: u32, chunks: u32, #[comptime] config: Config) {
     let (rows, lanes, of_chunk) = comptime!((config.spans.rows, config.spans.lanes, config.spans.of_chunk()));
     let mut high = Array::<f32>::new(1usize);
     high[0] = numbers[0];
@@ -122,7 +154,7 @@ fn note_spans(numbers: &Array<f32>, maxima: &mut [f32], #[comptime] config: Conf
     for r in 1..rows {
         high[0] = max(high[0], numbers[r]);
     }
-    let first = (CUBE_POS_Y as usize * CUBE_COUNT_X as usize + CUBE_POS_X as usize) * of_chunk;
+    let first = (CUBE_POS_Y as usize * chunks as usize + chunk as usize) * of_chunk;
     if comptime!(config.plane > 0) {
         let shape = comptime!(Exchange { count: 1, lanes });
         let lane = UNIT_POS as usize % lanes;
@@ -141,6 +173,8 @@ fn note_spans(numbers: &Array<f32>, maxima: &mut [f32], #[comptime] config: Conf
             }
             maxima[first + UNIT_POS as usize] = largest;
         }
+        // The next chunk's numbers come into the same memory.
+        sync_cube();
     }
 }
 
@@ -162,21 +196,19 @@ fn find_softmax(
         let mut g = UNIT_POS / config.plane;
         while g < comptime!(group as u32) {
             let from = (head + g as usize) * block_count as usize;
-            let mut top = f32::new(NOTHING);
-            let mut i = UNIT_POS % config.plane;
-            while i < block_count {
-                top = max(top, blocks[(from + i as usize) * 2]);
-                i += config.plane;
-            }
-            top = plane_max(top);
+            let mut mine = f32::new(NOTHING);
             let mut total = 0.0f32.runtime();
             let mut i = UNIT_POS % config.plane;
             while i < block_count {
                 let at = (from + i as usize) * 2;
-                total += blocks[at + 1] * (blocks[at] - top).exp();
+                let (block, sum) = (blocks[at], blocks[at + 1]);
+                let larger = max(mine, block);
+                total = total * (mine - larger).exp() + sum * (block - larger).exp();
+                mine = larger;
                 i += config.plane;
             }
-            total = plane_sum(total);
+            let top = plane_max(mine);
+            total = plane_sum(total * (mine - top).exp());
             if (UNIT_POS % config.plane) == 0 {
                 found[g as usize * 2] = top;
                 found[g as usize * 2 + 1] = total;

@@ -1,20 +1,22 @@
 //! `fasa bench decode`: tokens per second of a whole model.
 
-use super::{Turns, in_turns, parse_length};
+use super::{Turns, in_turns, median, parse_length, random_decoder};
 use crate::methods;
 use crate::model::LanguageModel;
 use crate::report::{self, Format};
 use crate::settings::{MethodArgs, MethodName, ModelArgs};
-use crate::{terminal, threads};
 use anyhow::Result;
 use clap::builder::PossibleValuesParser;
 use fasa_burn::Dtype;
+use fasa_burn::cache::KvCache;
+use fasa_burn::device::is_gpu;
 use fasa_burn::generate::Cancel;
-use fasa_burn::measure::{memory, weight_bytes};
+use fasa_burn::measure::{memory, wait, weight_bytes};
 use fasa_burn::method::Method;
 use fasa_burn::model::{Decoder, Logits, to_host};
 use fasa_burn::random;
 use serde::Serialize;
+use std::time::Instant;
 
 /// Arguments of `fasa bench decode`.
 #[derive(Debug, clap::Args)]
@@ -52,6 +54,9 @@ struct Report {
     results: Vec<Speed>,
 }
 
+/// Times of a step on a GPU whose kernels are asked for one after the other.
+const LAUNCHES: usize = 9;
+
 #[derive(Debug, Serialize)]
 struct Speed {
     tokens_in_cache: usize,
@@ -63,6 +68,26 @@ struct Speed {
     /// Tokens per second if reading weights and cache were all there is to do.
     bound_tokens_per_second: f64,
     share_of_bound: f64,
+    /// On a GPU: how long the host takes to ask for a step's kernels, while the device works.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    launch_seconds: Option<f64>,
+}
+
+/// How long [`Speed::launch_seconds`] is.
+fn launching(decoder: &Decoder, cache: &mut KvCache, method: &Method, length: usize) -> Result<Option<f64>> {
+    if !is_gpu(decoder.device()) {
+        return Ok(None);
+    }
+    let mut times = Vec::with_capacity(LAUNCHES);
+    for _ in 0..LAUNCHES {
+        cache.truncate(length);
+        wait(decoder.device())?;
+        let start = Instant::now();
+        let logits = decoder.forward(&[1], cache, method, Logits::Last)?;
+        times.push(start.elapsed().as_secs_f64());
+        drop(logits);
+    }
+    Ok(Some(median(times)))
 }
 
 /// What is measured: its name, the decoder, and FASA for it; `random` names a shape instead of a model.
@@ -77,14 +102,7 @@ pub(super) fn subject(
         let fasa = methods::build(&model, MethodName::Fasa, &config, preset, method.profile.as_deref(), budget)?;
         return Ok((model.name, model.decoder, fasa));
     };
-    threads::start(model.threads)?;
-    let device = model.device.open()?;
-    let bar = terminal::progress("making weights", "layers");
-    let mut progress = |done, total| terminal::advance(&bar, done, total);
-    let dtype = model.dtype.dtype(true, &device);
-    let mut decoder = random::decoder(&random::shape(name)?, &device, dtype, &mut progress)?;
-    decoder.set_placement(crate::model::placement(&model.cache)?)?;
-    bar.finish_and_clear();
+    let decoder = random_decoder(name, model)?;
     let plan = random::plan(decoder.fingerprint(), config)?;
     Ok((format!("random {name}"), decoder, Method::Fasa { plan, budget, dense_below: 0 }))
 }
@@ -150,17 +168,19 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
                 cache_bytes_per_step: cache_bytes,
                 bound_tokens_per_second: bound,
                 share_of_bound: 1.0 / seconds / bound,
+                launch_seconds: launching(&decoder, &mut cache, method, length)?,
             };
             if text {
                 report::text(format_args!(
-                    "{:>9}  {:>4.1} GB/s  {:<7} {:>9.1}  {:>10}  {:>9.1}  {:>5.0}%",
+                    "{:>9}  {:>4.1} GB/s  {:<7} {:>9.1}  {:>10}  {:>9.1}  {:>5.0}%{}",
                     report::count(length),
                     bandwidth / 1e9,
                     name,
                     speed.tokens_per_second,
                     report::bytes(cache_bytes),
                     bound,
-                    100.0 * speed.share_of_bound
+                    100.0 * speed.share_of_bound,
+                    speed.launch_seconds.map_or(String::new(), |s| format!("  launched in {:.2} ms", 1e3 * s))
                 ))?;
             }
             report.results.push(speed);

@@ -6,10 +6,14 @@ mod decode;
 mod memory;
 mod prefill;
 
+use crate::settings::ModelArgs;
+use crate::{terminal, threads};
 use anyhow::Result;
 use clap::Subcommand;
 use fasa_burn::generate::Cancel;
 use fasa_burn::measure::Memory;
+use fasa_burn::model::Decoder;
+use fasa_burn::random;
 use std::time::Instant;
 
 /// Arguments of `fasa bench`.
@@ -45,6 +49,19 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         What::Memory(args) => memory::run(args, cancel),
         What::Crossover(args) => crossover::run(args, cancel),
     }
+}
+
+/// A decoder in the shape of the well-known model `name`, its weights noise, where `args` say.
+fn random_decoder(name: &str, args: &ModelArgs) -> Result<Decoder> {
+    threads::start(args.threads)?;
+    let device = args.device.open()?;
+    let bar = terminal::progress("making weights", "layers");
+    let mut progress = |done, total| terminal::advance(&bar, done, total);
+    let dtype = args.dtype.dtype(true, &device);
+    let mut decoder = random::decoder(&random::shape(name)?, &device, dtype, &mut progress)?;
+    decoder.set_placement(crate::model::placement(&args.cache)?)?;
+    bar.finish_and_clear();
+    Ok(decoder)
 }
 
 /// Lengths of contexts on the command line: `2048,8192` or `2k,8k`.
