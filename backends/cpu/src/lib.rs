@@ -25,7 +25,9 @@ pub mod policy;
 pub mod prefill;
 pub mod selected;
 mod simd;
+mod source;
 pub mod team;
+pub mod tier;
 mod tip;
 
 pub use attention::dense_decode;
@@ -36,3 +38,4 @@ pub use policy::policy_decode;
 pub use prefill::causal_attention;
 pub use selected::Selected;
 pub use team::awake;
+pub use tier::Tier;

@@ -1,4 +1,8 @@
-//! What the machine can do: the measure that figures are held against.
+//! What the machine can do: the measure that figures are held against, and how much memory is left.
+
+mod room;
+
+pub use room::available_memory;
 
 use crate::huge::{Pages, advised};
 use crate::team::share_each;
