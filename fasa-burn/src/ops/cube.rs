@@ -1,6 +1,7 @@
 //! The operations on GPU tensors: the kernels of `fasa-cube` over the buffers behind them. Nothing here waits for the device.
 
 mod prefill;
+mod product;
 mod tables;
 
 use super::step::note;
@@ -9,9 +10,7 @@ use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, FloatDType, Shape};
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
-use cubecl::device::WgpuDeviceKind;
 use cubecl::server::Handle;
 use fasa_core::Error;
 use fasa_cpu::Selected;
@@ -22,6 +21,7 @@ use fasa_cube::rows::rms_norm;
 use fasa_cube::step::{Choice, step as decode};
 use fasa_cube::tip::Sketch;
 use fasa_cube::{Format, Gpu, write};
+use product::product;
 
 /// Up to so many tokens are better served by reading weights once per token than by a matrix product.
 const FEW_TOKENS: usize = 8;
@@ -78,19 +78,6 @@ fn project(x: CubeTensor, norm: Option<(CubeTensor, f64)>, weight: CubeTensor, f
     match linear(&gpu(&x), &x.handle, tokens, &numbers, norm.as_ref(), &finish) {
         Ok(out) => tensor(&x, out, [tokens, written]),
         Err(error) => unreachable!("weights have the shapes that were checked when they were read: {error}"),
-    }
-}
-
-/// `lhs rhs` in f32, whatever the two are kept as.
-fn product(lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
-    // Software would spend minutes on finding the fastest of many kernels.
-    let strategy = match &lhs.device {
-        cubecl::Device::Wgpu(device) if device.kind == WgpuDeviceKind::Cpu => MatmulStrategy::Cube,
-        _ => MatmulStrategy::default(),
-    };
-    match matmul(lhs, rhs, None, strategy, DType::F32) {
-        Ok(out) => out,
-        Err(error) => panic!("the device has no kernel for a matrix product: {error:?}"),
     }
 }
 
