@@ -16,10 +16,10 @@ fn append(c: &mut Criterion) {
     let mut group = c.benchmark_group("append one token, all layers");
     for len in [1 << 12, 1 << 15, 1 << 17] {
         let mut cache = KvCache::new(&config, len + 1, Dtype::F16, &device).expect("flex computes in f16");
-        cache.append_zeros(len);
+        cache.append_zeros(len).expect("memory");
         group.bench_function(BenchmarkId::from_parameter(len), |b| {
             b.iter(|| {
-                cache.append_zeros(1);
+                cache.append_zeros(1).expect("memory");
                 cache.truncate(len);
                 black_box(cache.len())
             })

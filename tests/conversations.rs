@@ -89,7 +89,7 @@ fn turns_with_the_cache_kept_equal_the_conversation_at_once() {
             assert_eq!(kept.sequence().tokens().len(), kept.sequence().cache().len());
             for layer in [0, 5] {
                 let rows = |talk: &Conversation| {
-                    let (keys, values) = talk.sequence().cache().rows(layer);
+                    let (keys, values) = talk.sequence().cache().rows(layer).expect("rows");
                     [keys, values].map(|rows| to_host(rows).expect("host"))
                 };
                 for (kept, fresh) in rows(&kept).into_iter().zip(rows(&fresh)) {

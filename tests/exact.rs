@@ -133,7 +133,7 @@ fn an_f16_sketch_of_all_chunks_differs_by_rounding_alone_in(nano: Nano) {
             let (recorder, mut queries) = (Recorder::default(), Queries::default());
             let mut watch = Watch { observer: Some(&mut queries), recorder: Some(recorder.clone()) };
             nano.model.forward_watched(&[*token], &mut cache, method, Logits::None, &mut watch).expect("runs");
-            let keys: Vec<f32> = to_host(cache.rows(1).0).expect("host");
+            let keys: Vec<f32> = to_host(cache.rows(1).expect("rows").0).expect("host");
             let selected = recorder.lock().expect("not poisoned").clone();
             (per_head(&selected, heads), queries.0, keys)
         };

@@ -243,7 +243,7 @@ fn fasa_on_every_family() {
         assert_eq!(chosen.iter().map(|(layer, _)| *layer).collect::<Vec<_>>(), without, "{name}");
         assert_eq!(sparse == dense, without.is_empty(), "{name}");
         for (layer, selected) in chosen {
-            let keys = to_host(cache.rows(layer).0).expect("host");
+            let keys = to_host(cache.rows(layer).expect("rows").0).expect("host");
             let turns = numbers.unrotated_layers.get(layer).is_none_or(|flag| *flag == 0);
             let half = if turns { numbers.rope.rotary_dim / 2 } else { 0 };
             for (head, keys) in keys.chunks_exact(ids.len() * dim).enumerate() {

@@ -1,30 +1,94 @@
 //! The KV cache: keys, values and sketches of every layer, appended in place.
 
+mod attend;
+mod placement;
 mod stored;
+mod tiered;
+
+pub use fasa_cpu::tier::Traffic;
+pub use placement::Placement;
 
 use crate::config::ModelConfig;
 use crate::device::is_gpu;
 use crate::dtype::Dtype;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::{self, SketchStep, Status};
 use crate::rope::Angles;
 use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorCreationOptions};
 use fasa_core::policy::OwnedPlan;
+use std::path::Path;
 use std::sync::Arc;
+use tiered::Tiered;
 
 /// The cache of one sequence.
 ///
 /// Per layer, keys and values are `[kv_heads, capacity, head_dim]`. Appending writes rows into these buffers and copies
-/// nothing else; the buffers double when they are full.
+/// nothing else; the buffers double when they are full. With a [`Placement`] in a second tier they lie in a file instead,
+/// and memory holds the sketch and the rows that steps choose again and again.
 #[derive(Debug)]
 pub struct KvCache {
-    layers: Vec<Layer>,
+    layout: Layout,
+    rows: Rows,
+    placement: Placement,
     len: usize,
     capacity: usize,
-    dtype: Dtype,
     sketched: Option<Sketched>,
     /// The longest context that was announced or read.
     expected: usize,
+}
+
+/// The shape of a cache.
+#[derive(Debug, Clone)]
+struct Layout {
+    layers: usize,
+    kv_heads: usize,
+    dim: usize,
+    dtype: Dtype,
+    device: Device,
+}
+
+impl Layout {
+    /// Bytes of keys and values.
+    fn bytes(&self, rows: usize) -> u64 {
+        (2 * self.layers * self.kv_heads * self.dim * self.dtype.bytes()) as u64 * rows as u64
+    }
+
+    /// Whether the processor's memory gives `more` bytes for a cache of `rows` rows: where it does not, allocating them would
+    /// end the process. What a GPU gives shows when it is used.
+    fn check_memory(&self, rows: usize, more: u64) -> Result<()> {
+        let given = |bytes: u64| Vec::<u8>::new().try_reserve_exact(usize::try_from(bytes).ok()?).ok();
+        if is_gpu(&self.device) || given(more).is_some() {
+            return Ok(());
+        }
+        let bytes = self.bytes(rows);
+        Err(Error::Device {
+            problem: format!("has too little memory for a cache of {rows} tokens, {bytes} bytes"),
+            mend: "use `--cache tiered`, a shorter context, or `--dtype f16`".into(),
+        })
+    }
+}
+
+/// Where keys and values are.
+#[derive(Debug)]
+enum Rows {
+    /// Nowhere yet: how many are wanted will decide.
+    Undecided {
+        /// Rows that were asked for.
+        wanted: usize,
+    },
+    Device(Vec<Layer>),
+    Tiered(Box<Tiered>),
+}
+
+/// What a cache in a second tier takes, and what went between the tiers.
+#[derive(Debug, Clone, Copy)]
+pub struct TierUse<'a> {
+    /// Where the file lies.
+    pub folder: &'a Path,
+    /// Its bytes.
+    pub file_bytes: u64,
+    /// So far.
+    pub traffic: Traffic,
 }
 
 /// Keys and values of one layer.
@@ -87,27 +151,34 @@ pub struct SketchTensors {
 }
 
 impl KvCache {
-    /// An empty cache with room for `capacity` tokens. [`Decoder::new_cache`](crate::model::Decoder::new_cache) makes one
-    /// in the model's own number format.
+    /// An empty cache on the device with room for `capacity` tokens. [`Decoder::new_cache`](crate::model::Decoder::new_cache)
+    /// makes one in the model's own number format, where its [`Placement`] says.
     ///
     /// # Errors
     /// [`crate::Error::Request`] if the device does not compute with `dtype`.
     pub fn new(config: &ModelConfig, capacity: usize, dtype: Dtype, device: &Device) -> Result<Self> {
         dtype.check(device)?;
-        Ok(Self::empty(config, capacity, dtype, device))
+        Ok(Self::empty(config, capacity, dtype, device, Placement::Device))
     }
 
-    /// [`new`](Self::new) where the device is known to compute with `dtype`.
-    pub(crate) fn empty(config: &ModelConfig, capacity: usize, dtype: Dtype, device: &Device) -> Self {
-        let capacity = whole(capacity.max(1));
-        let rows = || zeros([config.num_key_value_heads, capacity, config.head_dim], dtype, device);
-        let layers = (0..config.num_hidden_layers).map(|_| Slot::new((rows(), rows()))).collect();
-        Self { layers, len: 0, capacity, dtype, sketched: None, expected: 0 }
+    /// [`new`](Self::new) where the device is known to compute with `dtype`, and to have such a placement. Room is made
+    /// by [`reserve`](Self::reserve).
+    pub(crate) fn empty(
+        config: &ModelConfig,
+        capacity: usize,
+        dtype: Dtype,
+        device: &Device,
+        placement: Placement,
+    ) -> Self {
+        let (layers, kv_heads, dim) = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim);
+        let layout = Layout { layers, kv_heads, dim, dtype, device: device.clone() };
+        let rows = Rows::Undecided { wanted: capacity.max(1) };
+        Self { layout, rows, placement, len: 0, capacity: 0, sketched: None, expected: 0 }
     }
 
     /// The number format of keys and values.
     pub fn dtype(&self) -> Dtype {
-        self.dtype
+        self.layout.dtype
     }
 
     /// Tokens held.
@@ -120,13 +191,36 @@ impl KvCache {
         self.len == 0
     }
 
-    /// Bytes of keys and values, those of rows not yet used included.
+    /// Bytes of keys and values, those of rows not yet used included, wherever they lie.
     pub fn bytes(&self) -> u64 {
-        let rows = |layer: &Layer| {
-            let [heads, capacity, dim] = layer.get().0.dims();
-            2 * heads * capacity * dim * self.dtype.bytes()
+        match &self.rows {
+            Rows::Undecided { .. } => 0,
+            Rows::Device(_) => self.layout.bytes(self.capacity),
+            Rows::Tiered(tiered) => tiered.file_bytes(),
+        }
+    }
+
+    /// Bytes of the device's memory that the cache takes, sketches included and rows not yet used as well.
+    pub fn device_bytes(&self) -> u64 {
+        let table = |table: Tensor<3, Int>| (table.dims().iter().product::<usize>() * table.dtype().size()) as u64;
+        let of = |sketch: &SketchLayer| {
+            let SketchTensors { codes, scales } = sketch.tensors.get();
+            table(codes) + table(scales)
         };
-        self.layers.iter().map(|layer| rows(layer) as u64).sum()
+        let sketches: u64 = self.sketched.iter().flat_map(|s| s.layers.iter().flatten()).map(of).sum();
+        sketches
+            + match &self.rows {
+                Rows::Tiered(tiered) => tiered.memory_bytes(),
+                _ => self.bytes(),
+            }
+    }
+
+    /// What the second tier takes, if keys and values lie there.
+    pub fn tier(&self) -> Option<TierUse<'_>> {
+        match &self.rows {
+            Rows::Tiered(tiered) => Some(tiered.used()),
+            _ => None,
+        }
     }
 
     /// Tokens that fit without growing.
@@ -143,6 +237,9 @@ impl KvCache {
         for layer in self.sketched.iter_mut().flat_map(|s| s.layers.iter_mut().flatten()) {
             layer.len = layer.len.min(self.len);
         }
+        if let Rows::Tiered(tiered) = &mut self.rows {
+            tiered.truncate(self.len);
+        }
     }
 
     /// Announces that the context will hold `tokens`. Some models' rotary frequencies follow the length of the context: what
@@ -156,87 +253,129 @@ impl KvCache {
         self.expected
     }
 
-    /// Makes room for `additional` more tokens, doubling the buffers where they must grow.
-    pub fn reserve(&mut self, additional: usize) {
-        let needed = self.len + additional;
+    /// Makes room for `additional` more tokens, doubling the buffers where they must grow. Decides where the rows lie, if
+    /// that is open: a cache that no longer fits into memory moves to the second tier.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the processor's memory cannot hold them, [`Error::Tier`] if the second tier has no room, or its
+    /// file fails.
+    pub fn reserve(&mut self, additional: usize) -> Result<()> {
+        let needed = match self.rows {
+            Rows::Undecided { wanted } => wanted.max(additional),
+            _ => self.len + additional,
+        };
         if needed <= self.capacity {
-            return;
+            return Ok(());
+        }
+        if let Rows::Tiered(tiered) = &mut self.rows {
+            self.capacity = tiered.reserve(needed)?;
+            return Ok(());
         }
         let capacity = whole(needed.max(2 * self.capacity));
-        let (kept, dtype) = (self.len, self.dtype);
-        let grown = |old: Tensor<3>| {
-            let [heads, _, dim] = old.dims();
-            let new = zeros([heads, capacity, dim], dtype, &old.device());
-            match kept {
-                0 => new, // there is no empty slice
-                _ => new.slice_assign([0..heads, 0..kept, 0..dim], old.narrow(1, 0, kept)),
+        let more = self.layout.bytes(capacity) - self.layout.bytes(self.capacity);
+        if let Some(folder) = self.placement.second_tier(more).cloned() {
+            return self.move_to(&folder, needed);
+        }
+        self.layout.check_memory(capacity, more)?;
+        let Layout { layers, kv_heads, dim, dtype, ref device } = self.layout;
+        let rows = || zeros([kv_heads, capacity, dim], dtype, device);
+        match &mut self.rows {
+            Rows::Device(layers) => {
+                let kept = self.len;
+                let grown = |old: Tensor<3>| match kept {
+                    0 => rows(), // there is no empty slice
+                    _ => rows().slice_assign([0..kv_heads, 0..kept, 0..dim], old.narrow(1, 0, kept)),
+                };
+                for layer in layers {
+                    layer.update(|(keys, values)| ((grown(keys), grown(values)), ()));
+                }
             }
-        };
-        for layer in &mut self.layers {
-            layer.update(|(keys, values)| ((grown(keys), grown(values)), ()));
+            other => *other = Rows::Device((0..layers).map(|_| Slot::new((rows(), rows()))).collect()),
         }
         self.capacity = capacity;
         // Sketches follow from the keys; they are made again in one pass when they are next read.
         self.sketched = None;
+        Ok(())
+    }
+
+    /// Moves to a second tier in `folder`, with room for `capacity` tokens.
+    fn move_to(&mut self, folder: &Path, capacity: usize) -> Result<()> {
+        let mut tiered = Tiered::create(folder, &self.layout)?;
+        let capacity = tiered.reserve(capacity)?;
+        if let Rows::Device(layers) = &self.rows {
+            layers.iter().enumerate().try_for_each(|(i, layer)| tiered.take_in(i, layer.get(), self.len))?;
+        }
+        (self.rows, self.capacity, self.sketched) = (Rows::Tiered(Box::new(tiered)), capacity, None);
+        Ok(())
     }
 
     /// Writes keys and values of new tokens into `layer`, behind the `len` tokens held, and returns their queries,
     /// `[new, query_heads, head_dim]`; keys and queries are turned by `angles`. `qkv` is `[new, (query heads + 2 kv heads) *
     /// head_dim]`. The tokens count as held once [`advance`](Self::advance) is called, after the last layer.
-    pub(crate) fn append(&mut self, layer: usize, qkv: Tensor<2>, angles: &Angles) -> Tensor<3> {
+    ///
+    /// # Errors
+    /// [`Error::Tier`] if the second tier fails.
+    pub(crate) fn append(&mut self, layer: usize, qkv: Tensor<2>, angles: &Angles) -> Result<Tensor<3>> {
         let position = self.len;
-        self.layers[layer].update(|(keys, values)| {
-            let (queries, keys, values) = ops::append(qkv, angles, keys, values, position);
-            ((keys, values), queries)
-        })
+        match &mut self.rows {
+            Rows::Tiered(tiered) => tiered.append(layer, position, qkv, angles),
+            rows => Ok(rows.on_device(layer).update(|(keys, values)| {
+                let (queries, keys, values) = ops::append(qkv, angles, keys, values, position);
+                ((keys, values), queries)
+            })),
+        }
     }
 
     /// Writes rows of `layer` behind the `len` tokens held: `[kv_heads, new, head_dim]` each.
-    fn write(&mut self, layer: usize, new_keys: Tensor<3>, new_values: Tensor<3>) {
+    fn write(&mut self, layer: usize, new_keys: Tensor<3>, new_values: Tensor<3>) -> Result<()> {
         let [heads, new, dim] = new_keys.dims();
         let at = [0..heads, self.len..self.len + new, 0..dim];
-        self.layers[layer].update(|(keys, values)| {
-            ((keys.slice_assign(at.clone(), new_keys), values.slice_assign(at, new_values)), ())
-        });
+        match &mut self.rows {
+            Rows::Tiered(tiered) => tiered.write(layer, self.len, new_keys, new_values)?,
+            rows => rows.on_device(layer).update(|(keys, values)| {
+                ((keys.slice_assign(at.clone(), new_keys), values.slice_assign(at, new_values)), ())
+            }),
+        }
+        Ok(())
     }
 
     /// Appends `new` rows of zeros to every layer: a context of any length for measurements, without reading a text.
-    pub fn append_zeros(&mut self, new: usize) {
-        self.reserve(new);
-        for layer in 0..self.layers.len() {
-            let (keys, values) = self.layer(layer);
-            let [heads, _, dim] = keys.dims();
-            let rows = zeros([heads, new, dim], self.dtype, &keys.device());
-            drop((keys, values)); // a second handle would make the write copy the cache
-            self.write(layer, rows.clone(), rows);
-        }
-        self.advance(new);
+    ///
+    /// # Errors
+    /// As [`reserve`](Self::reserve).
+    pub fn append_zeros(&mut self, new: usize) -> Result<()> {
+        let Layout { kv_heads, dim, dtype, .. } = self.layout;
+        self.append_rows(new, |rows, device| zeros([kv_heads, rows, dim], dtype, device))
     }
 
     /// Appends `new` rows of normally distributed noise to every layer: a context of any length for measurements, without
     /// reading a text. All rows differ, as those of a text do.
-    pub fn append_noise(&mut self, new: usize) {
-        self.reserve(new);
-        for layer in 0..self.layers.len() {
-            let (keys, _) = self.layer(layer);
-            let ([heads, _, dim], device) = (keys.dims(), keys.device());
-            drop(keys); // a second handle would make the write copy the cache
+    ///
+    /// # Errors
+    /// As [`reserve`](Self::reserve).
+    pub fn append_noise(&mut self, new: usize) -> Result<()> {
+        let Layout { kv_heads, dim, dtype, .. } = self.layout;
+        self.append_rows(new, |rows, device| {
+            let numbers: Tensor<3> = Tensor::random([kv_heads, rows, dim], Distribution::Normal(0.0, 1.0), device);
+            numbers.cast(dtype.float())
+        })
+    }
+
+    fn append_rows(&mut self, new: usize, rows: impl Fn(usize, &Device) -> Tensor<3>) -> Result<()> {
+        self.reserve(new)?;
+        let (start, device) = (self.len, self.layout.device.clone());
+        for layer in 0..self.layout.layers {
             // In pieces: numbers are drawn in single precision, which for the whole context might not fit.
-            let start = self.len;
             for from in (0..new).step_by(4096) {
-                let rows = 4096.min(new - from);
-                let noise = || {
-                    let numbers: Tensor<3> =
-                        Tensor::random([heads, rows, dim], Distribution::Normal(0.0, 1.0), &device);
-                    numbers.cast(self.dtype.float())
-                };
-                let (keys, values) = (noise(), noise());
+                let count = 4096.min(new - from);
                 self.len = start + from;
-                self.write(layer, keys, values);
+                let written = self.write(layer, rows(count, &device), rows(count, &device));
+                self.len = start;
+                written?;
             }
-            self.len = start;
         }
         self.advance(new);
+        Ok(())
     }
 
     /// Counts `new` more tokens as held.
@@ -245,18 +384,22 @@ impl KvCache {
         self.expected = self.expected.max(self.len);
     }
 
-    /// Keys and values of `layer`, `[kv_heads, capacity, head_dim]` each.
-    pub(crate) fn layer(&self, layer: usize) -> (Tensor<3>, Tensor<3>) {
-        self.layers[layer].get()
-    }
-
-    /// Rotated keys and values of the tokens held, `[kv_heads, len, head_dim]` each, in the cache's number format.
+    /// Rotated keys and values of the tokens held, `[kv_heads, len, head_dim]` each, in the cache's number format. Of a cache
+    /// in the second tier, a copy.
+    ///
+    /// # Errors
+    /// [`Error::Tier`] if the second tier fails.
     ///
     /// # Panics
     /// If there is no such layer.
-    pub fn rows(&self, layer: usize) -> (Tensor<3>, Tensor<3>) {
-        let (keys, values) = self.layer(layer);
-        (keys.narrow(1, 0, self.len), values.narrow(1, 0, self.len))
+    pub fn rows(&self, layer: usize) -> Result<(Tensor<3>, Tensor<3>)> {
+        match &self.rows {
+            Rows::Tiered(tiered) => tiered.rows(layer, self.len),
+            rows => {
+                let (keys, values) = rows.layer(layer);
+                Ok((keys.narrow(1, 0, self.len), values.narrow(1, 0, self.len)))
+            }
+        }
     }
 
     /// The sketch of `layer` under `plan`, with a row for each of the first `seen` tokens. Rows that are missing are made
@@ -264,12 +407,12 @@ impl KvCache {
     ///
     /// # Errors
     /// [`crate::Error::Core`] if the plan does not fit the model.
-    pub(crate) fn sketch(&mut self, layer: usize, seen: usize, plan: &Arc<OwnedPlan>) -> Result<SketchTensors> {
+    fn sketch(&mut self, layer: usize, seen: usize, plan: &Arc<OwnedPlan>) -> Result<SketchTensors> {
         if self.sketched.as_ref().is_none_or(|s| !Arc::ptr_eq(&s.plan, plan)) {
-            let layers = self.layers.iter().map(|_| None).collect();
+            let layers = (0..self.layout.layers).map(|_| None).collect();
             self.sketched = Some(Sketched { plan: plan.clone(), layers });
         }
-        let (keys, _) = self.layers[layer].get();
+        let (keys, _) = self.rows.layer(layer);
         let capacity = self.capacity;
         let sketched = self.sketched.as_mut().map(|s| &mut s.layers[layer]);
         let Some(slot) = sketched else { unreachable!("set above") };
@@ -281,6 +424,28 @@ impl KvCache {
         }
         Ok(sketch.tensors.get())
     }
+}
+
+impl Rows {
+    /// Keys and values of a layer, `[kv_heads, capacity, head_dim]` each.
+    fn layer(&self, layer: usize) -> (Tensor<3>, Tensor<3>) {
+        match self {
+            Rows::Device(layers) => layers[layer].get(),
+            _ => elsewhere(),
+        }
+    }
+
+    fn on_device(&mut self, layer: usize) -> &mut Layer {
+        match self {
+            Rows::Device(layers) => &mut layers[layer],
+            _ => elsewhere(),
+        }
+    }
+}
+
+/// Every use of the rows asks for the second tier first, and comes after [`KvCache::reserve`].
+fn elsewhere() -> ! {
+    unreachable!("rows are on the device once room was made for them, unless they are in the second tier")
 }
 
 impl SketchLayer {
@@ -311,61 +476,4 @@ fn zeros(shape: [usize; 3], dtype: Dtype, device: &Device) -> Tensor<3> {
 }
 
 #[cfg(all(test, feature = "flex"))]
-mod tests {
-    use super::*;
-    use burn::tensor::TensorData;
-
-    fn config() -> ModelConfig {
-        let json = include_bytes!("../../fixtures/nano/config.json");
-        ModelConfig::from_json(json, std::path::Path::new("config.json")).expect("valid")
-    }
-
-    fn cache(capacity: usize) -> KvCache {
-        KvCache::new(&config(), capacity, Dtype::F32, &Device::flex()).expect("f32 runs everywhere")
-    }
-
-    fn append(cache: &mut KvCache, rows: std::ops::Range<usize>) {
-        let device = Device::flex();
-        let (config, new) = (config(), rows.len());
-        let shape = [config.num_key_value_heads, new, config.head_dim];
-        let number = |head: usize, row: usize, d: usize| (head * 1000 + row * 10 + d) as f32;
-        for layer in 0..config.num_hidden_layers {
-            let numbers = (0..shape[0]).flat_map(|h| {
-                rows.clone().flat_map(move |r| (0..shape[2]).map(move |d| number(h, r, d) + layer as f32))
-            });
-            let keys = Tensor::from_data(TensorData::new(numbers.collect::<Vec<f32>>(), shape), &device);
-            cache.reserve(new);
-            cache.write(layer, keys.clone(), keys.neg());
-        }
-        cache.advance(new);
-    }
-
-    fn rows(cache: &KvCache, layer: usize) -> (Vec<f32>, Vec<f32>) {
-        let (keys, values) = cache.rows(layer);
-        (keys.into_data().try_to_vec().expect("f32"), values.into_data().try_to_vec().expect("f32"))
-    }
-
-    #[test]
-    fn appends_in_pieces_and_growing_equal_one_append() {
-        let mut whole = cache(40);
-        append(&mut whole, 0..37);
-        let mut pieces = cache(1);
-        for piece in [0..1, 1..2, 2..9, 9..10, 10..37] {
-            append(&mut pieces, piece);
-        }
-        for layer in [0, 5] {
-            assert_eq!(rows(&whole, layer), rows(&pieces, layer));
-        }
-    }
-
-    #[test]
-    fn truncated_rows_are_overwritten() {
-        let mut cache = cache(8);
-        append(&mut cache, 0..6);
-        let before = rows(&cache, 3);
-        cache.truncate(2);
-        assert_eq!(cache.len(), 2);
-        append(&mut cache, 2..6);
-        assert_eq!(rows(&cache, 3), before);
-    }
-}
+mod tests;

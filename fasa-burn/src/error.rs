@@ -144,6 +144,10 @@ pub enum Error {
         mend: String,
     },
 
+    /// The file of a tiered cache failed.
+    #[error(transparent)]
+    Tier(fasa_cpu::tier::Error),
+
     /// The caller asked for the work to stop before it was done.
     #[error("cancelled before the work was done")]
     Cancelled,
@@ -153,6 +157,15 @@ fn tensor_place(tensor: &Option<String>) -> String {
     match tensor {
         Some(name) => format!("tensor `{name}` "),
         None => String::new(),
+    }
+}
+
+impl From<fasa_cpu::tier::Error> for Error {
+    fn from(error: fasa_cpu::tier::Error) -> Self {
+        match error {
+            fasa_cpu::tier::Error::Core(error) => Self::Core(error),
+            error => Self::Tier(error),
+        }
     }
 }
 

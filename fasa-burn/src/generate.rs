@@ -301,7 +301,7 @@ impl Decoder {
         listen: &mut dyn FnMut(Event) -> bool,
     ) -> Result<Vec<f32>> {
         let room = options.max_new_tokens.min(self.config().max_position_embeddings - cache.len() - prompt.len());
-        cache.reserve(prompt.len() + room);
+        cache.reserve(prompt.len() + room)?;
         // LongRoPE has one set of angles for all of a long context, so it must know of its end before it begins.
         let long = matches!(self.config().rope.scaling, RopeScaling::Long { .. });
         cache.expect(cache.len() + prompt.len() + if long { room } else { 0 });

@@ -4,7 +4,7 @@ use crate::cache::KvCache;
 use crate::config::ModelConfig;
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::ops::{self, AttentionOptions, FasaStep, Status};
+use crate::ops::{AttentionOptions, FasaStep, Status};
 use burn::tensor::{Device, Distribution, Tensor};
 use fasa_core::Pairing;
 use fasa_core::config::FasaConfig;
@@ -128,7 +128,7 @@ impl Attention {
         );
         let config = ModelConfig::from_json(json.as_bytes(), Path::new("the shape"))?;
         let mut cache = KvCache::new(&config, len, dtype, device)?;
-        cache.append_noise(len);
+        cache.append_noise(len)?;
         let queries = Tensor::random([1, query_heads, head_dim], Distribution::Normal(0.0, 1.0), device);
         Ok(Self { shape, cache, queries })
     }
@@ -159,8 +159,7 @@ impl Attention {
     /// # Errors
     /// [`crate::Error::Core`] if an operation fails.
     pub fn dense(&mut self) -> Result<Tensor<3>> {
-        let (keys, values) = self.cache.layer(0);
-        ops::dense_decode(self.queries.clone(), keys, values, self.cache.len(), AttentionOptions::default())
+        self.cache.dense_decode(0, self.queries.clone(), self.cache.len(), AttentionOptions::default())
     }
 
     /// A FASA step: the newest token's sketch row, scores, selection, attention to `budget` tokens.
@@ -170,9 +169,6 @@ impl Attention {
     pub fn fasa(&mut self, plan: &Arc<OwnedPlan>, budget: usize) -> Result<Tensor<3>> {
         let len = self.cache.len();
         self.cache.truncate(len - 1);
-        let sketch = self.cache.sketch(0, len, plan)?;
-        self.cache.advance(1);
-        let (keys, values) = self.cache.layer(0);
         let step = FasaStep {
             layer: 0,
             len,
@@ -182,6 +178,8 @@ impl Attention {
             recorder: None,
             status: Status::default(),
         };
-        ops::fasa_decode(self.queries.clone(), keys, values, sketch, step)
+        let attended = self.cache.fasa_decode(self.queries.clone(), step);
+        self.cache.advance(1);
+        attended
     }
 }

@@ -172,7 +172,7 @@ mod tests {
             Method::Fasa { plan, budget: Budget::Tokens(32), dense_below: 0 }
         });
         let mut cache = model.new_cache(101);
-        cache.append_noise(100);
+        cache.append_noise(100).expect("memory");
         for method in [Method::Dense].into_iter().chain(fasa) {
             cache.truncate(100);
             let logits = model.forward(&[1], &mut cache, &method, Logits::Last).expect("runs").expect("logits");

@@ -27,7 +27,7 @@ impl Queries {
     pub fn finish(self, cache: &KvCache) -> Result<Trace> {
         let from = self.from;
         let layers = self.layers.into_iter().enumerate().map(|(layer, pieces)| {
-            let keys = cache.rows(layer).0;
+            let keys = cache.rows(layer)?.0;
             let [_, tokens, dim] = keys.dims();
             let queries = if pieces.is_empty() { Vec::new() } else { to_host(Tensor::cat(pieces, 1))? };
             Ok(LayerTrace { queries, keys: to_host(keys)?, kept: tokens.saturating_sub(from), tokens, dim })

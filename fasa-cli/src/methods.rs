@@ -6,6 +6,7 @@ use crate::report;
 use crate::settings::{FasaArgs, MethodArgs, MethodName, Preset};
 use crate::terminal;
 use anyhow::{Context, Result, bail};
+use fasa_burn::cache::Placement;
 use fasa_burn::method::Method;
 use fasa_core::policy::{Oracle, Ranked, Streaming};
 use fasa_core::{Budget, FasaConfig, Guarantees, Scope};
@@ -40,6 +41,12 @@ pub fn build(
     profile: Option<&Path>,
     budget: Budget,
 ) -> Result<Method> {
+    let reads_all = matches!(name, MethodName::Oracle | MethodName::Streaming);
+    if reads_all && matches!(model.decoder.placement(), Placement::Tiered(_)) {
+        bail!(
+            "`--cache tiered` serves the methods fasa and dense; this one looks at every token to decide: use `--cache device`"
+        );
+    }
     Ok(match name {
         MethodName::Dense => Method::Dense,
         MethodName::Fasa => {

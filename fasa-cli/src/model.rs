@@ -2,10 +2,11 @@
 
 use crate::builtin;
 use crate::hub;
-use crate::settings::{DtypeName, ModelArgs};
+use crate::settings::{CacheArgs, DtypeName, ModelArgs};
 use crate::terminal;
 use crate::threads;
 use anyhow::Result;
+use fasa_burn::cache::Placement;
 use fasa_burn::checkpoint::Checkpoint;
 use fasa_burn::config::ModelConfig;
 use fasa_burn::gguf::{self, Gguf};
@@ -16,13 +17,15 @@ use std::path::{Path, PathBuf};
 
 /// Loads the weights, with a wider range where they turn out not to fit into the half that nobody asked for by name.
 fn decoder(config: ModelConfig, checkpoint: &Checkpoint, args: &ModelArgs) -> Result<Decoder> {
-    let device = args.device.open()?;
+    let (device, placement) = (args.device.open()?, placement(&args.cache)?);
     let load = |dtype| {
         let bar = terminal::progress("loading", "layers");
         let mut progress = |done, total| terminal::advance(&bar, done, total);
         let decoder = Decoder::load(config.clone(), checkpoint, &device, dtype, &mut progress);
         bar.finish_and_clear();
-        decoder
+        let mut decoder = decoder?;
+        decoder.set_placement(placement.clone())?;
+        Ok(decoder)
     };
     match load(args.dtype.dtype(checkpoint.is_half(), &device)) {
         Err(Error::Overflow { tensor, value, .. }) if args.dtype == DtypeName::Auto => {
@@ -32,6 +35,23 @@ fn decoder(config: ModelConfig, checkpoint: &Checkpoint, args: &ModelArgs) -> Re
         }
         decoder => Ok(decoder?),
     }
+}
+
+/// Where caches go, with a note if that saves no memory.
+///
+/// # Errors
+/// As [`CacheArgs::placement`].
+pub fn placement(args: &CacheArgs) -> Result<Placement> {
+    let placement = args.placement()?;
+    if let Placement::Tiered(folder) = &placement
+        && placement.is_in_memory()
+    {
+        terminal::note(format_args!(
+            "`{}` is a file system in memory: a tiered cache there saves none; name a folder on a disk with `--cache-dir`",
+            folder.display()
+        ));
+    }
+    Ok(placement)
 }
 
 /// The numbers of a model, without its weights.

@@ -1,6 +1,7 @@
 //! Results on stdout, for people or as JSON.
 
 use anyhow::{Context, Result};
+use fasa_burn::cache::KvCache;
 use serde::Serialize;
 use std::io::Write;
 
@@ -31,6 +32,45 @@ pub fn text(lines: impl std::fmt::Display) -> Result<()> {
         // The reader of a pipe has seen enough; that is no failure.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("cannot write to stdout"),
+    }
+}
+
+/// A cache's second tier.
+#[derive(Debug, Serialize)]
+pub struct TierReport {
+    /// Where its file lay.
+    folder: String,
+    file_bytes: u64,
+    /// Sketches and recently chosen rows.
+    memory_bytes: u64,
+    bytes_read: u64,
+    bytes_written: u64,
+    /// The share of chosen rows that were in memory; none: no step chose any.
+    hit_rate: Option<f64>,
+}
+
+impl TierReport {
+    /// That of `cache`, if it has one.
+    pub fn of(cache: &KvCache) -> Option<Self> {
+        let used = cache.tier()?;
+        Some(Self {
+            folder: used.folder.display().to_string(),
+            file_bytes: used.file_bytes,
+            memory_bytes: cache.device_bytes(),
+            bytes_read: used.traffic.bytes_read,
+            bytes_written: used.traffic.bytes_written,
+            hit_rate: used.traffic.hit_rate(),
+        })
+    }
+
+    /// What follows a sentence about a text.
+    pub fn sentence(&self) -> String {
+        let hits = match self.hit_rate {
+            Some(share) => format!(", {:.0}% of the chosen rows were at hand", 100.0 * share),
+            None => String::new(),
+        };
+        let (file, memory) = (bytes(self.file_bytes), bytes(self.memory_bytes));
+        format!("; keys and values in a file of {file} in `{}`, {memory} in memory{hits}", self.folder)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
+use fasa_burn::cache::Placement;
 use fasa_burn::{Device, DeviceName, Dtype};
 use fasa_core::config::ChunkCount;
 use fasa_core::criterion::CriterionKind;
@@ -28,6 +29,60 @@ pub struct ModelArgs {
     /// Threads to use [default: one per core]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+
+    /// Where keys and values lie
+    #[command(flatten)]
+    pub cache: CacheArgs,
+}
+
+/// Where keys and values lie.
+#[derive(Debug, Clone, Default, Args)]
+pub struct CacheArgs {
+    /// Where keys and values lie: see docs/memory.md
+    #[arg(long, value_enum, default_value_t)]
+    pub cache: CacheName,
+
+    /// Folder for the file of the tiered cache, on a disk with room for it [default: $FASA_CACHE_DIR, else $TMPDIR, else
+    /// /var/tmp]
+    #[arg(long, value_name = "FOLDER")]
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// Places for keys and values on the command line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum CacheName {
+    /// In memory while they fit there, else tiered
+    #[default]
+    Auto,
+    /// In the device's memory
+    Device,
+    /// In a file, read as steps choose tokens: the same text from a fraction of the memory
+    Tiered,
+}
+
+impl CacheArgs {
+    /// The placement that the arguments ask for.
+    ///
+    /// # Errors
+    /// For a folder where nothing is written to one.
+    pub fn placement(&self) -> Result<Placement> {
+        let folder = || self.cache_dir.clone().unwrap_or_else(default_folder);
+        Ok(match self.cache {
+            CacheName::Auto => Placement::Auto(folder()),
+            CacheName::Tiered => Placement::Tiered(folder()),
+            CacheName::Device if self.cache_dir.is_some() => {
+                bail!("`--cache-dir` is for a tiered cache, and `--cache device` is none; leave one of them out")
+            }
+            CacheName::Device => Placement::Device,
+        })
+    }
+}
+
+/// Not the system's folder for temporary files unless somebody chose it: on many systems that is in memory.
+fn default_folder() -> PathBuf {
+    let named = ["FASA_CACHE_DIR", "TMPDIR"].into_iter().find_map(std::env::var_os).filter(|folder| !folder.is_empty());
+    let kept = || Some(PathBuf::from("/var/tmp")).filter(|folder| cfg!(unix) && folder.is_dir());
+    named.map(PathBuf::from).or_else(kept).unwrap_or_else(std::env::temp_dir)
 }
 
 /// Number formats of weights and cache on the command line.

@@ -11,11 +11,12 @@ use crate::isa::dispatch;
 use crate::layer::{Head, LayerCache};
 use crate::partial::Partial;
 use crate::simd::{Element, LANES, Padded, Simd, dots};
+use crate::source::{Failure, Source};
 use crate::team::share_each;
 use fasa_core::Result;
 
 /// Rows per block: keys and values of a block fit in the first cache.
-const BLOCK: usize = 64;
+pub(crate) const BLOCK: usize = 64;
 
 /// Rows between the keys that are used and those that are asked for.
 const AHEAD: usize = 16;
@@ -364,40 +365,45 @@ pub(crate) fn scaled(queries: &[f32], dim: usize) -> Padded {
 /// # Errors
 /// [`fasa_core::Error::Length`] if the shapes disagree.
 pub fn dense_decode(queries: &[f32], cache: &LayerCache<'_>, out: &mut [f32]) -> Result<()> {
-    let group = cache.group(queries, out)?;
-    let (dim, heads) = (cache.dim(), cache.kv_heads());
-    let len = cache.len().min(cache.window());
-    let first = cache.len() - len;
+    dense_from(queries, cache, out)
+}
+
+/// [`dense_decode`] of rows that may lie elsewhere.
+pub(crate) fn dense_from<C: Source>(queries: &[f32], cache: &C, out: &mut [f32]) -> Result<(), C::Error> {
+    let shape = cache.shape();
+    let group = shape.group(queries, out)?;
+    let (dim, heads) = (shape.dim, shape.kv_heads);
+    let len = shape.len.min(shape.window);
+    let first = shape.len - len;
     let serial = len * dim * heads < SERIAL;
     let pieces = match serial {
         true => 1,
         false => rayon::current_num_threads().div_ceil(heads).min(len / ROWS_PER_TASK).max(1),
     };
     let per_piece = len.div_ceil(pieces);
+    let failure = Failure::default();
     let part = |head: usize, from: usize| {
         let queries = scaled(&queries[head * group * dim..(head + 1) * group * dim], dim);
         let mut partial = Partial::new(group, dim);
         let to = (from + per_piece).min(len);
-        accumulate(&queries, cache, head, Which::Span(first + from, first + to), &mut partial);
+        failure.record(cache.accumulate(&queries, head, Which::Span(first + from, first + to), &mut partial));
         partial
     };
     let outs = out.chunks_exact_mut(group * dim);
     if serial {
         outs.enumerate().for_each(|(head, out)| part(head, 0).finish(out));
-        return Ok(());
-    }
-    if pieces == 1 {
+    } else if pieces == 1 {
         share_each(outs, |head, out| part(head, 0).finish(out));
-        return Ok(());
+    } else {
+        let mut parts: Vec<Option<Partial>> = vec![None; heads * pieces];
+        share_each(parts.iter_mut(), |i, slot| {
+            *slot = Some(part(i / pieces, i % pieces * per_piece));
+        });
+        for (parts, out) in parts.chunks_exact(pieces).zip(outs) {
+            let mut whole = Partial::new(group, dim);
+            parts.iter().flatten().for_each(|part| whole.merge(part));
+            whole.finish(out);
+        }
     }
-    let mut parts: Vec<Option<Partial>> = vec![None; heads * pieces];
-    share_each(parts.iter_mut(), |i, slot| {
-        *slot = Some(part(i / pieces, i % pieces * per_piece));
-    });
-    for (parts, out) in parts.chunks_exact(pieces).zip(outs) {
-        let mut whole = Partial::new(group, dim);
-        parts.iter().flatten().for_each(|part| whole.merge(part));
-        whole.finish(out);
-    }
-    Ok(())
+    failure.into_result()
 }

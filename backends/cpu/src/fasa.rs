@@ -1,9 +1,10 @@
 //! A sparse decode step of one layer: importance, selection, attention over the chosen rows.
 
-use crate::attention::{Which, accumulate, dense_decode, scaled};
+use crate::attention::{Which, dense_from, scaled};
 use crate::layer::{LayerCache, LayerSketch};
 use crate::partial::Partial;
 use crate::selected::Selected;
+use crate::source::{Failure, Source};
 use crate::team::share_each;
 use crate::tip::shortlist::{self, Choice, STRETCH, Stretch};
 use crate::tip::{self, Mean, Queries, Ranking, Shortlist};
@@ -13,7 +14,6 @@ use fasa_core::select::scratch_len;
 use fasa_core::sketch::{SketchRows, fold_query};
 use fasa_core::{Error, Result};
 use std::cell::Cell;
-use std::sync::{Mutex, PoisonError};
 
 /// Fewest sketch rows worth a thread of their own.
 const ROWS_PER_PIECE: usize = 4096;
@@ -61,27 +61,41 @@ pub fn fasa_decode(
     budget: usize,
     out: &mut [f32],
 ) -> Result<Selected> {
-    let group = cache.group(queries, out)?;
-    let (dim, len, kv_heads) = (cache.dim(), cache.len(), cache.kv_heads());
+    fasa_from(layer, queries, cache, sketch, plan, budget, out)
+}
+
+/// [`fasa_decode`] of rows that may lie elsewhere.
+pub(crate) fn fasa_from<C: Source>(
+    layer: usize,
+    queries: &[f32],
+    cache: &C,
+    sketch: &LayerSketch<'_>,
+    plan: &Plan<'_>,
+    budget: usize,
+    out: &mut [f32],
+) -> Result<Selected, C::Error> {
+    let shape = cache.shape();
+    let group = shape.group(queries, out)?;
+    let (dim, len, kv_heads) = (shape.dim, shape.len, shape.kv_heads);
     if budget == 0 {
-        return Err(Error::Range { what: "budget", problem: "a step reads at least one token" });
+        return Err(Error::Range { what: "budget", problem: "a step reads at least one token" }.into());
     }
-    if cache.window() < len {
-        return Err(Error::Range { what: "window", problem: "a layer with a sliding window is read densely" });
+    if shape.window < len {
+        let problem = "a layer with a sliding window is read densely";
+        return Err(Error::Range { what: "window", problem }.into());
     }
     if budget >= len {
-        dense_decode(queries, cache, out)?;
+        dense_from(queries, cache, out)?;
         let everything: Vec<u32> = (0..len as u32).collect();
         return Ok(Selected::of_equal_lists(everything, len));
     }
     let step = Step { layer, plan, sketch, len, group, dim, budget };
     let sketches = kv_heads * step.sketches();
     if sketch.heads() != sketches {
-        return Err(Error::Length { what: "sketch.heads", want: sketches, got: sketch.heads() });
+        return Err(Error::Length { what: "sketch.heads", want: sketches, got: sketch.heads() }.into());
     }
     let mut positions = vec![0u32; kv_heads * step.sets() * budget];
-    let failure = Mutex::new(None);
-    let fail = |error| *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    let failure = Failure::default();
     let of_head = |kv_head: usize| &queries[kv_head * group * dim..(kv_head + 1) * group * dim];
 
     // The first pass over a head's sketch, by several threads.
@@ -90,10 +104,8 @@ pub fn fasa_decode(
     if pieces > 1 {
         stretches.resize_with(kv_heads * pieces, Stretch::default);
         share_each(stretches.iter_mut(), |i, stretch| {
-            match step.look(i / pieces, of_head(i / pieces), i % pieces, pieces) {
-                Ok(seen) => *stretch = seen,
-                Err(error) => fail(error),
-            }
+            let seen = step.look(i / pieces, of_head(i / pieces), i % pieces, pieces);
+            *stretch = failure.record(seen.map_err(C::Error::from)).unwrap_or_default();
         });
     }
 
@@ -101,8 +113,8 @@ pub fn fasa_decode(
     share_each(heads, |kv_head, (positions, out)| {
         let queries = of_head(kv_head);
         let stretches = stretches.get(kv_head * pieces..(kv_head + 1) * pieces).unwrap_or_default();
-        if let Err(error) = Scratch::with(|scratch| step.select(kv_head, queries, stretches, positions, scratch)) {
-            fail(error);
+        let selected = Scratch::with(|scratch| step.select(kv_head, queries, stretches, positions, scratch));
+        if failure.record(selected.map_err(C::Error::from)).is_none() {
             return;
         }
         let per_set = group / step.sets() * dim;
@@ -110,13 +122,11 @@ pub fn fasa_decode(
         for ((queries, set), out) in sets.zip(out.chunks_exact_mut(per_set)) {
             let mut partial = Partial::new(per_set / dim, dim);
             let queries = scaled(queries, dim);
-            accumulate(&queries, cache, kv_head, Which::Chosen(set), &mut partial);
+            failure.record(cache.accumulate(&queries, kv_head, Which::Chosen(set), &mut partial));
             partial.finish(out);
         }
     });
-    if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        return Err(error);
-    }
+    failure.into_result()?;
     Ok(Selected::of_equal_lists(positions, budget))
 }
 
@@ -237,4 +247,4 @@ impl Step<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,5 +1,6 @@
 //! One layer's cache as it lies in memory.
 
+use crate::source::Source;
 use fasa_core::sketch::{Precision, SketchRows};
 use fasa_core::{Error, Result};
 use half::f16;
@@ -146,15 +147,7 @@ impl<'a> LayerCache<'a> {
 
     /// Query heads per KV head for `queries` numbers of queries.
     pub(crate) fn group(&self, queries: &[f32], out: &[f32]) -> Result<usize> {
-        let per_group = self.kv_heads * self.dim;
-        if queries.is_empty() || !queries.len().is_multiple_of(per_group) {
-            let want = queries.len().div_ceil(per_group).max(1) * per_group;
-            return Err(Error::Length { what: "queries", want, got: queries.len() });
-        }
-        if out.len() != queries.len() {
-            return Err(Error::Length { what: "out", want: queries.len(), got: out.len() });
-        }
-        Ok(queries.len() / per_group)
+        self.shape().group(queries, out)
     }
 }
 

@@ -14,6 +14,7 @@
 pub mod attention;
 mod exp;
 pub mod fasa;
+pub mod huge;
 pub mod isa;
 pub mod layer;
 pub mod linear;
@@ -24,13 +25,17 @@ pub mod policy;
 pub mod prefill;
 pub mod selected;
 mod simd;
+mod source;
 pub mod team;
+pub mod tier;
 mod tip;
 
 pub use attention::dense_decode;
 pub use fasa::fasa_decode;
+pub use huge::HugePages;
 pub use layer::{LayerCache, LayerSketch, Numbers};
 pub use policy::policy_decode;
 pub use prefill::causal_attention;
 pub use selected::Selected;
 pub use team::awake;
+pub use tier::Tier;

@@ -1,6 +1,6 @@
 //! A cache from and to bytes: what a saved session holds.
 
-use super::{KvCache, SketchLayer, SketchTensors, Sketched, Slot};
+use super::{KvCache, Rows, SketchLayer, SketchTensors, Sketched, Slot};
 use crate::config::ModelConfig;
 use crate::device::{failure, is_gpu};
 use crate::dtype::Dtype;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 impl KvCache {
     /// Keys and values of `layer`, `[kv_heads, len, head_dim]` each, in the cache's number format.
     pub(crate) fn layer_data(&self, layer: usize) -> Result<[TensorData; 2]> {
-        let (keys, values) = self.rows(layer);
+        let (keys, values) = self.rows(layer)?;
         let data = |tensor: Tensor<3>| tensor.try_into_data().map_err(|e| failure(&e.to_string()));
         Ok([data(keys)?, data(values)?])
     }
@@ -22,8 +22,11 @@ impl KvCache {
     /// Makes the sketch rows that `method` will want of the tokens held.
     pub(crate) fn complete_sketch(&mut self, method: &Method, config: &ModelConfig) -> Result<()> {
         if let Method::Fasa { plan, .. } = method {
-            for layer in (0..self.layers.len()).filter(|layer| method.is_sparse(*layer, config.window(*layer))) {
-                self.sketch(layer, self.len, plan)?;
+            for layer in (0..self.layout.layers).filter(|layer| method.is_sparse(*layer, config.window(*layer))) {
+                match &mut self.rows {
+                    Rows::Tiered(tiered) => tiered.complete(layer, self.len, plan)?,
+                    _ => drop(self.sketch(layer, self.len, plan)?),
+                }
             }
         }
         Ok(())
@@ -32,8 +35,11 @@ impl KvCache {
     /// The plan of the sketch, and the layers that have a row for every token. `None` without such a layer, and for
     /// one on a GPU, whose rows lie otherwise: it is made again from the keys.
     pub(crate) fn sketched(&self) -> Option<(&OwnedPlan, Vec<usize>)> {
-        if self.layers.first().is_some_and(|layer| is_gpu(&layer.get().0.device())) {
+        if is_gpu(&self.layout.device) {
             return None;
+        }
+        if let Rows::Tiered(tiered) = &self.rows {
+            return tiered.sketched(self.len);
         }
         let sketched = self.sketched.as_ref()?;
         let complete = |layer: &Option<SketchLayer>| layer.as_ref().is_some_and(|layer| layer.len == self.len);
@@ -43,6 +49,9 @@ impl KvCache {
 
     /// Codes and row scales of the sketch of `layer`, `[sketch_heads, len, bytes]` each; the float formats have no scales.
     pub(crate) fn sketch_data(&self, layer: usize) -> Result<Vec<TensorData>> {
+        if let Rows::Tiered(tiered) = &self.rows {
+            return Ok(tiered.sketch_data(layer, self.len));
+        }
         let slot = self.sketched.as_ref().and_then(|sketched| sketched.layers[layer].as_ref());
         let Some(slot) = slot else { return Ok(Vec::new()) };
         let SketchTensors { codes, scales } = slot.tensors.get();
@@ -63,21 +72,20 @@ impl KvCache {
         len: usize,
         fill: &mut dyn FnMut(&mut [u8]) -> Result<()>,
     ) -> Result<()> {
-        let [heads, _, dim] = self.layers[layer].get().0.dims();
-        let device = self.layers[layer].get().0.device();
+        let (heads, dim, dtype) = (self.layout.kv_heads, self.layout.dim, self.layout.dtype);
+        let device = self.layout.device.clone();
         let mut tensor = || -> Result<Tensor<3>> {
             let (count, shape) = (heads * len * dim, [heads, len, dim]);
-            let data = match self.dtype {
+            let data = match dtype {
                 Dtype::F32 => TensorData::new(filled::<f32>(count, fill)?, shape),
                 Dtype::F16 => TensorData::new(filled::<f16>(count, fill)?, shape),
                 Dtype::Bf16 => TensorData::new(filled::<bf16>(count, fill)?, shape),
             };
-            let options = TensorCreationOptions::new(device.clone()).with_dtype(self.dtype.float().into());
+            let options = TensorCreationOptions::new(device.clone()).with_dtype(dtype.float().into());
             Ok(Tensor::from_data(data, options))
         };
         let (keys, values) = (tensor()?, tensor()?);
-        self.write(layer, keys, values);
-        Ok(())
+        self.write(layer, keys, values)
     }
 
     /// Puts a stored sketch in place: for each of `layers`, `fill` fills the codes, then the row scales, of the tokens
@@ -88,10 +96,10 @@ impl KvCache {
         layers: &[usize],
         fill: &mut dyn FnMut(&mut [u8]) -> Result<()>,
     ) -> Result<()> {
-        let device = match self.layers.first() {
-            Some(layer) => layer.get().0.device(),
-            None => return Ok(()),
-        };
+        if let Rows::Tiered(tiered) = &mut self.rows {
+            return tiered.restore_sketch(plan, layers, self.len, fill);
+        }
+        let device = self.layout.device.clone();
         let (view, capacity, len) = (plan.view(), self.capacity, self.len);
         let (heads, precision) = (view.rows(), view.config().precision);
         if is_gpu(&device) {
@@ -112,7 +120,7 @@ impl KvCache {
             let data = TensorData::new(all, [heads, capacity, bytes]);
             Ok(Tensor::from_data(data, TensorCreationOptions::new(device.clone()).with_dtype(DType::U8)))
         };
-        let mut all: Vec<Option<SketchLayer>> = self.layers.iter().map(|_| None).collect();
+        let mut all: Vec<Option<SketchLayer>> = (0..self.layout.layers).map(|_| None).collect();
         for layer in layers {
             let mut fresh = SketchLayer::new(plan, capacity, &device);
             let codes = table(precision.row_bytes(view.chunks()))?;

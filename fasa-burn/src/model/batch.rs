@@ -21,7 +21,7 @@ impl Decoder {
         assert!(tokens.len() == caches.len() && tokens.len() == methods.len(), "one of each for every text");
         for (token, cache) in tokens.iter().zip(caches.iter_mut()) {
             self.check(&[*token], cache)?;
-            cache.reserve(1);
+            cache.reserve(1)?;
             cache.expect(cache.len() + 1);
         }
         let rows = fasa_cpu::awake(|| {

@@ -6,7 +6,7 @@ use crate::cache::KvCache;
 use crate::config::QkNorm;
 use crate::error::Result;
 use crate::method::Method;
-use crate::ops::{self, AttentionOptions, FasaStep, PolicyStep, Status};
+use crate::ops::{AttentionOptions, FasaStep, PolicyStep, Status};
 use crate::rope::Angles;
 use burn::tensor::Tensor;
 
@@ -84,17 +84,14 @@ impl Layer {
         if let Some(norms) = &self.qk_norm {
             qkv = norms.forward(qkv);
         }
-        let queries = scaled(cache.append(index, qkv, angles), self.query_multiplier);
+        let queries = scaled(cache.append(index, qkv, angles)?, self.query_multiplier);
         if let Some(observer) = &mut watch.observer {
             observer.queries(index, position, &queries.clone().swap_dims(0, 1));
         }
         let [new, heads, dim] = queries.dims();
         let attended = match new {
             1 => self.decode(queries, index, position + 1, cache, method, watch)?,
-            _ => {
-                let (keys, values) = cache.layer(index);
-                ops::causal_attention(queries, keys, values, position + new, self.attention)?
-            }
+            _ => cache.causal_attention(index, queries, position + new, self.attention)?,
         };
         Ok(self.after_attention(attended.reshape([new, heads * dim]), x))
     }
@@ -117,7 +114,7 @@ impl Layer {
         for (text, ((cache, angles), method)) in caches.iter_mut().zip(angles).zip(methods).enumerate() {
             let seen = cache.len() + 1;
             let row = qkv.clone().narrow(0, text, 1);
-            let queries = scaled(cache.append(index, row, angles), self.query_multiplier);
+            let queries = scaled(cache.append(index, row, angles)?, self.query_multiplier);
             attended.push(self.decode(queries, index, seen, cache, method, &mut Watch::default())?);
         }
         let attended = Tensor::cat(attended, 0);
@@ -149,8 +146,6 @@ impl Layer {
         let dense = kept >= seen || !method.is_sparse(index, self.attention.window);
         match method {
             Method::Fasa { plan, .. } if !dense => {
-                let sketch = cache.sketch(index, seen, plan)?;
-                let (keys, values) = cache.layer(index);
                 let step = FasaStep {
                     layer: index,
                     len: seen,
@@ -160,10 +155,9 @@ impl Layer {
                     recorder: watch.recorder.clone(),
                     status: Status::default(),
                 };
-                ops::fasa_decode(queries, keys, values, sketch, step)
+                cache.fasa_decode(queries, step)
             }
             Method::Policy { policy, .. } if !dense => {
-                let (keys, values) = cache.layer(index);
                 let step = PolicyStep {
                     layer: index,
                     len: seen,
@@ -173,12 +167,9 @@ impl Layer {
                     recorder: watch.recorder.clone(),
                     status: Status::default(),
                 };
-                ops::policy_decode(queries, keys, values, step)
+                cache.policy_decode(queries, step)
             }
-            _ => {
-                let (keys, values) = cache.layer(index);
-                ops::dense_decode(queries, keys, values, seen, self.attention)
-            }
+            _ => cache.dense_decode(index, queries, seen, self.attention),
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::layer::{HeadNorms, Layer, Turning};
 use super::parts::{Input, Linear, Mlp, Norm, Output};
 use super::{Decoder, Rope, names};
+use crate::cache::Placement;
 use crate::checkpoint::Checkpoint;
 use crate::config::{self, ModelConfig, NormPlace, QkNorm, RopeScaling};
 use crate::dtype::Dtype;
@@ -142,6 +143,7 @@ impl Decoder {
             layers,
             lm_head: Input { norm: Some(last_norm), linear: Linear { weight: head, bias: None } },
             weights_hash: hash.finish(),
+            placement: Placement::Device,
         })
     }
 }

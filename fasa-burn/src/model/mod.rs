@@ -8,7 +8,7 @@ mod parts;
 
 pub use load::LoadProgress;
 
-use crate::cache::KvCache;
+use crate::cache::{KvCache, Placement};
 use crate::config::{ModelConfig, RopeScaling};
 use crate::device::is_gpu;
 use crate::dtype::Dtype;
@@ -42,6 +42,7 @@ pub struct Decoder {
     /// Of layers with a sliding window.
     local_rope: Option<Rope>,
     weights_hash: u64,
+    placement: Placement,
 }
 
 /// Which logits a forward pass returns.
@@ -94,9 +95,23 @@ impl Decoder {
         self.config.max_position_embeddings = self.config.max_position_embeddings.max(positions);
     }
 
+    /// Where caches made from now on keep keys and values; at first, on the device.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a second tier on a GPU, or in a folder that is not there.
+    pub fn set_placement(&mut self, placement: Placement) -> Result<()> {
+        self.placement = placement.on(&self.device)?;
+        Ok(())
+    }
+
+    /// Where caches keep keys and values.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
     /// An empty cache for this model, in its number format.
     pub fn new_cache(&self, capacity: usize) -> KvCache {
-        KvCache::empty(&self.config, capacity, self.dtype, &self.device)
+        KvCache::empty(&self.config, capacity, self.dtype, &self.device, self.placement.clone())
     }
 
     /// What names this model in a profile.
@@ -155,7 +170,7 @@ impl Decoder {
         watch: &mut Watch<'_>,
     ) -> Result<Option<Tensor<2>>> {
         self.check(tokens, cache)?;
-        cache.reserve(tokens.len());
+        cache.reserve(tokens.len())?;
         cache.expect(cache.len() + tokens.len());
         if is_gpu(&self.device) {
             self.check_device(cache, method)?;

@@ -8,7 +8,7 @@ use half::f16;
 use std::sync::PoisonError;
 
 /// Keys and values of a layer as they lie in memory: `[kv_heads, capacity, dim]`.
-pub(super) struct Cache<'a> {
+pub(crate) struct Cache<'a> {
     pub keys: Numbers<'a>,
     pub values: Numbers<'a>,
     pub shape: [usize; 3],
@@ -23,7 +23,7 @@ impl<'a> Cache<'a> {
 }
 
 /// Numbers that caches hold.
-pub(super) trait Number: Copy {
+pub(crate) trait Number: Copy {
     fn from_f32(x: f32) -> Self;
 }
 
@@ -47,7 +47,7 @@ fn into_new(len: usize, status: &Status, compute: impl FnOnce(&mut [f32]) -> Res
     out
 }
 
-pub(super) fn dense(
+pub(crate) fn dense(
     queries: &[f32],
     cache: Cache<'_>,
     len: usize,
@@ -58,7 +58,7 @@ pub(super) fn dense(
 }
 
 /// `queries` `[new, query_heads, dim]`, at the last of the first `len` rows.
-pub(super) fn causal(
+pub(crate) fn causal(
     queries: &[f32],
     query_heads: usize,
     cache: Cache<'_>,
@@ -72,7 +72,7 @@ pub(super) fn causal(
 }
 
 /// See [`FasaOps::append`](super::FasaOps::append): writes rows of the cache, returns the queries.
-pub(super) fn append<E: Number>(
+pub(crate) fn append<E: Number>(
     qkv: &[f32],
     [cos, sin]: [&[f32]; 2],
     [keys, values]: [&mut [E]; 2],
@@ -111,28 +111,40 @@ fn rotated<'a>(x: &'a [f32], cos: &'a [f32], sin: &'a [f32]) -> impl Iterator<It
     turned_first.chain(pairs().map(|((a, b), (cos, sin))| b * cos + a * sin)).chain(still.iter().copied())
 }
 
-/// Writes codes and row scales of the step's rows: `codes` `[heads, capacity, row_bytes]`, `scales` alike.
-pub(super) fn write_sketch(
-    keys: Numbers<'_>,
-    [kv_heads, capacity, dim]: [usize; 3],
-    codes: &mut [u8],
-    scales: &mut [u8],
-    step: &SketchStep,
-) {
+/// Keys to make a sketch of.
+pub(crate) struct KeyRows<'a> {
+    pub numbers: Numbers<'a>,
+    /// KV heads, rows of each, dimensions.
+    pub shape: [usize; 3],
+    /// Which row of the cache the first one is.
+    pub first: usize,
+}
+
+/// Where a sketch lies: codes `[heads, capacity, row_bytes]`, row scales alike.
+pub(crate) struct SketchTables<'a> {
+    pub codes: &'a mut [u8],
+    pub scales: &'a mut [u8],
+    pub capacity: usize,
+}
+
+/// Writes codes and row scales of the step's rows.
+pub(crate) fn write_sketch(keys: KeyRows<'_>, tables: SketchTables<'_>, step: &SketchStep) {
+    let KeyRows { numbers, shape: [kv_heads, held, dim], first } = keys;
+    let SketchTables { codes, scales, capacity } = tables;
     let plan = step.plan.view();
     let precision = plan.config().precision;
     let (code_bytes, scale_bytes) = (precision.row_bytes(plan.chunks()), precision.scale_bytes());
     let mut wide = vec![0.0; dim];
     let mut write = || -> Result<()> {
-        if plan.rows() % kv_heads != 0 || step.rows.end > capacity {
+        if plan.rows() % kv_heads != 0 || step.rows.end > capacity.min(first + held) {
             return Err(Error::Range { what: "plan", problem: "it belongs to a model with other heads" });
         }
         for head in 0..plan.rows() {
             let channels = plan.head(step.layer, head)?;
             let kv_head = head * kv_heads / plan.rows();
             for t in step.rows.clone() {
-                let (key, at) = ((kv_head * capacity + t) * dim, head * capacity + t);
-                let key = match keys {
+                let (key, at) = ((kv_head * held + t - first) * dim, head * capacity + t);
+                let key = match numbers {
                     Numbers::F32(keys) => &keys[key..key + dim],
                     Numbers::F16(keys) => {
                         wide.iter_mut().zip(&keys[key..key + dim]).for_each(|(to, from)| *to = from.to_f32());
@@ -149,7 +161,7 @@ pub(super) fn write_sketch(
     step.status.record(write());
 }
 
-pub(super) fn fasa(queries: &[f32], cache: Cache<'_>, codes: &[u8], scales: &[u8], step: &FasaStep) -> Vec<f32> {
+pub(crate) fn fasa(queries: &[f32], cache: Cache<'_>, codes: &[u8], scales: &[u8], step: &FasaStep) -> Vec<f32> {
     into_new(queries.len(), &step.status, |out| {
         let plan = step.plan.view();
         let capacity = cache.shape[1];
@@ -162,7 +174,7 @@ pub(super) fn fasa(queries: &[f32], cache: Cache<'_>, codes: &[u8], scales: &[u8
     })
 }
 
-pub(super) fn policy(queries: &[f32], cache: Cache<'_>, step: &PolicyStep) -> Vec<f32> {
+pub(crate) fn policy(queries: &[f32], cache: Cache<'_>, step: &PolicyStep) -> Vec<f32> {
     into_new(queries.len(), &step.status, |out| {
         let rows = cache.rows(step.len, AttentionOptions { window: None, softcap: step.softcap })?;
         let mut policy = step.policy.lock().unwrap_or_else(PoisonError::into_inner);

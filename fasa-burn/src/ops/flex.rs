@@ -1,6 +1,6 @@
 //! The operations on Flex tensors: kernels over the memory behind them.
 
-use super::cpu::{self, Cache};
+use super::cpu::{self, Cache, KeyRows, SketchTables};
 use super::{AttentionOptions, FasaOps, FasaStep, PolicyStep, SketchStep, Status};
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
@@ -174,7 +174,11 @@ impl FasaOps for Flex {
         step: SketchStep,
     ) -> (FlexTensor, FlexTensor) {
         let [k, mut codes, mut scales] = [k, codes, scales].map(contiguous);
-        cpu::write_sketch(numbers(&k), k.shape().dims(), slice_mut(&mut codes), slice_mut(&mut scales), &step);
+        let shape: [usize; 3] = k.shape().dims();
+        let keys = KeyRows { numbers: numbers(&k), shape, first: 0 };
+        let (codes_mut, scales_mut) = (slice_mut(&mut codes), slice_mut(&mut scales));
+        let tables = SketchTables { codes: codes_mut, scales: scales_mut, capacity: shape[1] };
+        cpu::write_sketch(keys, tables, &step);
         (codes, scales)
     }
 

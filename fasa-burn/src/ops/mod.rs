@@ -11,8 +11,9 @@
 
 mod calls;
 pub mod composed;
-#[cfg(any(feature = "flex", feature = "ndarray"))]
-mod cpu;
+// What no backend in this build runs, the second tier of the cache does, or nobody.
+#[cfg_attr(not(any(feature = "flex", feature = "ndarray")), allow(dead_code))]
+pub(crate) mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
 #[cfg(feature = "flex")]
@@ -22,6 +23,7 @@ mod ndarray;
 mod step;
 
 pub(crate) use calls::*;
+pub(crate) use step::note;
 pub use step::{AttentionOptions, FasaStep, PolicyStep, Recorder, SketchStep, Status};
 
 use burn::backend::tensor::{FloatTensor, IntTensor};

@@ -2,7 +2,7 @@
 //! the backend's own operations.
 #![allow(deprecated)] // upstream deprecates the backend; it stays as a reference
 
-use super::cpu::{self, Cache};
+use super::cpu::{self, Cache, KeyRows, SketchTables};
 use super::{AttentionOptions, FasaOps, FasaStep, PolicyStep, SketchStep, Status, composed};
 use burn::backend::NdArray;
 use burn::backend::TensorMetadata;
@@ -88,7 +88,10 @@ impl FasaOps for NdArray {
     ) -> (IntTensor<Self>, IntTensor<Self>) {
         let ((keys, shape), code_shape, scale_shape) = (floats(k), codes.shape(), scales.shape());
         let (mut codes, mut scales) = (bytes(codes), bytes(scales));
-        cpu::write_sketch(Numbers::F32(&keys), shape.dims(), &mut codes, &mut scales, &step);
+        let shape: [usize; 3] = shape.dims();
+        let keys = KeyRows { numbers: Numbers::F32(&keys), shape, first: 0 };
+        let tables = SketchTables { codes: &mut codes, scales: &mut scales, capacity: shape[1] };
+        cpu::write_sketch(keys, tables, &step);
         (tensor(codes, code_shape), tensor(scales, scale_shape))
     }
 

@@ -91,6 +91,7 @@ pub fn load(path: &Path, decoder: &Decoder, method: &Method, room: usize) -> Res
     let layer = config.num_key_value_heads * header.tokens * config.head_dim * decoder.dtype().bytes();
     file.expect(header.tables(layer, config.num_hidden_layers))?;
     let mut cache = decoder.new_cache(header.tokens + room);
+    cache.reserve(header.tokens + room)?;
     let mut ids = vec![0; 4 * header.tokens];
     file.table(&mut ids)?;
     let tokens: Vec<u32> = ids.as_chunks::<4>().0.iter().map(|id| u32::from_le_bytes(*id)).collect();

@@ -2,7 +2,7 @@
 
 use super::generate::{LARGEST_PROMPT, read_prompt_file, summary};
 use crate::model::LanguageModel;
-use crate::report::{self, Format};
+use crate::report::{self, Format, TierReport};
 use crate::settings::ModelArgs;
 use crate::terminal;
 use crate::writing::{ChatArgs, SessionArgs, Setup, Stream, WritingArgs};
@@ -157,7 +157,8 @@ fn turn(
     conversation.reply(text.as_str());
     match streaming {
         true => {
-            terminal::note(summary(model, &options.method, &outcome));
+            let tier = TierReport::of(conversation.sequence().cache());
+            terminal::note(summary(model, &options.method, &outcome, tier.as_ref()));
             Ok(())
         }
         false => print(&text, &outcome),

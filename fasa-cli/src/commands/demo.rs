@@ -3,7 +3,7 @@
 use crate::methods;
 use crate::model::LanguageModel;
 use crate::report::{self, Format};
-use crate::settings::{DtypeName, FasaArgs, MethodName, ModelArgs, Preset};
+use crate::settings::{CacheArgs, DtypeName, FasaArgs, MethodName, ModelArgs, Preset};
 use crate::tasks::{self, Depth, Request, Task};
 use crate::terminal;
 use crate::writing::StopText;
@@ -42,6 +42,9 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t)]
     dtype: DtypeName,
 
+    #[command(flatten)]
+    cache: CacheArgs,
+
     /// Steps that are timed
     #[arg(long, value_name = "N", default_value_t = 64)]
     timed_steps: usize,
@@ -54,7 +57,8 @@ pub struct Args {
 impl Default for Args {
     fn default() -> Self {
         let (device, dtype) = (DeviceName::Cpu, DtypeName::Auto);
-        Self { tokens: 7000, budget: 128, seed: 0, device, dtype, timed_steps: 64, format: Format::Text }
+        let (cache, format) = (CacheArgs::default(), Format::Text);
+        Self { tokens: 7000, budget: 128, seed: 0, device, dtype, cache, timed_steps: 64, format }
     }
 }
 
@@ -87,7 +91,8 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     anyhow::ensure!(args.timed_steps > 0, "`--timed-steps` is 0; use at least 1");
     let text_mode = args.format == Format::Text;
     let model = crate::builtin::NAME.into();
-    let model_args = ModelArgs { model, device: args.device, dtype: args.dtype, threads: None };
+    let model_args =
+        ModelArgs { model, device: args.device, dtype: args.dtype, threads: None, cache: args.cache.clone() };
     let model = LanguageModel::load(&model_args)?;
     let room = model.decoder.config().max_position_embeddings - args.timed_steps.min(1024);
     anyhow::ensure!(args.tokens <= room, "`--tokens` is {}; nano has room for {room} here", args.tokens);

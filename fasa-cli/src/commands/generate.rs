@@ -3,7 +3,7 @@
 use super::batch::Batch;
 use crate::methods;
 use crate::model::LanguageModel;
-use crate::report::{self, Format};
+use crate::report::{self, Format, TierReport};
 use crate::settings::ModelArgs;
 use crate::terminal;
 use crate::writing::{ChatArgs, SessionArgs, Setup, Stream, WritingArgs};
@@ -76,6 +76,8 @@ struct Report {
     dtype: Dtype,
     cache_bytes_per_step: u64,
     cache_bytes_per_step_dense: u64,
+    /// The second tier, if keys and values lay there.
+    tier: Option<TierReport>,
     prefill_seconds: f64,
     decode_tokens_per_second: Option<f64>,
 }
@@ -102,7 +104,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     }
     let session = args.session.load(&model, &options.method, options.max_new_tokens)?;
     let streaming = args.format == Format::Text;
-    let (text, outcome) = match args.chat {
+    let (text, outcome, tier) = match args.chat {
         true => converse(args, &model, &options, session, &prompt, streaming)?,
         false => match continue_text(args, &model, &options, session.sequence, &prompt, streaming)? {
             Some(written) => written,
@@ -111,7 +113,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     };
     let method = &options.method;
     if streaming {
-        terminal::note(summary(&model, method, &outcome));
+        terminal::note(summary(&model, method, &outcome, tier.as_ref()));
         return Ok(());
     }
     let (config, dtype) = (model.decoder.config(), model.decoder.dtype());
@@ -130,6 +132,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         dtype,
         cache_bytes_per_step: method.bytes_per_step(config, seen, dtype),
         cache_bytes_per_step_dense: Method::Dense.bytes_per_step(config, seen, dtype),
+        tier,
         prefill_seconds: outcome.prefill.as_secs_f64(),
         decode_tokens_per_second: outcome.tokens_per_second(),
         tokens: outcome.tokens,
@@ -144,14 +147,15 @@ fn converse(
     session: Session,
     prompt: &str,
     streaming: bool,
-) -> Result<(String, Outcome)> {
+) -> Result<(String, Outcome, Option<TierReport>)> {
     let mut conversation = args.conversation.begin(model, session)?;
     let mut stream = Stream::new(model, &args.writing.stop, streaming);
     let outcome = conversation.ask(prompt, &model.decoder, &model.tokenizer, options, &mut |event| stream.hear(event));
     let (text, outcome) = stream.finish(outcome)?;
     conversation.reply(text.as_str());
+    let tier = TierReport::of(conversation.sequence().cache());
     args.session.save_conversation(model, &options.method, &mut conversation)?;
-    Ok((text, outcome))
+    Ok((text, outcome, tier))
 }
 
 /// What follows the prompt; `None` if it was only to be read.
@@ -162,7 +166,7 @@ fn continue_text(
     mut sequence: Sequence,
     prompt: &str,
     streaming: bool,
-) -> Result<Option<(String, Outcome)>> {
+) -> Result<Option<(String, Outcome, Option<TierReport>)>> {
     let ids = match args.session.load_session {
         None => model.encode_prompt(prompt)?,
         // What follows a text is no start of one.
@@ -178,13 +182,14 @@ fn continue_text(
         _ => Some(model.decoder.follow(&mut sequence, &ids, options, &mut listen)),
     };
     let written = written.map(|outcome| stream.finish(outcome)).transpose()?;
+    let tier = TierReport::of(sequence.cache());
     sequence.truncate(ids.len());
     args.session.save(model, &options.method, &mut sequence, &[])?;
-    Ok(written)
+    Ok(written.map(|(text, outcome)| (text, outcome, tier)))
 }
 
 /// How a text was written, in one line.
-pub(super) fn summary(model: &LanguageModel, method: &Method, outcome: &Outcome) -> String {
+pub(super) fn summary(model: &LanguageModel, method: &Method, outcome: &Outcome, tier: Option<&TierReport>) -> String {
     let (config, dtype) = (model.decoder.config(), model.decoder.dtype());
     let seen = outcome.prompt_tokens + outcome.tokens.len();
     let speed = outcome.tokens_per_second().map_or_else(String::new, |s| format!(", {s:.0} tokens/s"));
@@ -199,8 +204,9 @@ pub(super) fn summary(model: &LanguageModel, method: &Method, outcome: &Outcome)
         0 => String::new(),
         held => format!(" behind {} in the cache", report::count(held)),
     };
+    let tier = tier.map_or_else(String::new, TierReport::sentence);
     format!(
-        "{} tokens read{held} in {:.1} s, {} written{speed}; last step read {} of {} tokens{short}, {} of {} cache bytes ({dtype})",
+        "{} tokens read{held} in {:.1} s, {} written{speed}; last step read {} of {} tokens{short}, {} of {} cache bytes ({dtype}){tier}",
         report::count(outcome.prompt_tokens - outcome.held_tokens),
         outcome.prefill.as_secs_f64(),
         outcome.tokens.len(),

@@ -1,6 +1,7 @@
 //! The fast path against the policies and the attention of the core.
 
 use super::*;
+use crate::dense_decode;
 use crate::policy::policy_decode;
 use fasa_core::attend::attend;
 use fasa_core::config::{ChunkCount, FasaConfig};
@@ -14,21 +15,21 @@ use half::f16;
 use proptest::prelude::*;
 
 /// A random layer: cache, queries, a calibrated profile and the sketch that follows from it.
-struct Layer {
-    kv_heads: usize,
-    group: usize,
-    dim: usize,
-    len: usize,
-    capacity: usize,
-    queries: Vec<f32>,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+pub(crate) struct Layer {
+    pub(crate) kv_heads: usize,
+    pub(crate) group: usize,
+    pub(crate) dim: usize,
+    pub(crate) len: usize,
+    pub(crate) capacity: usize,
+    pub(crate) queries: Vec<f32>,
+    pub(crate) keys: Vec<f32>,
+    pub(crate) values: Vec<f32>,
     /// Keys and values in half precision, which then are what the others say as well.
-    halves: Option<[Vec<f16>; 2]>,
-    profile: Profile,
+    pub(crate) halves: Option<[Vec<f16>; 2]>,
+    pub(crate) profile: Profile,
 }
 
-fn noise(seed: u64) -> impl Iterator<Item = f32> {
+pub(crate) fn noise(seed: u64) -> impl Iterator<Item = f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     std::iter::repeat_with(move || {
         state ^= state << 13;
@@ -39,7 +40,7 @@ fn noise(seed: u64) -> impl Iterator<Item = f32> {
 }
 
 impl Layer {
-    fn random(kv_heads: usize, group: usize, dim: usize, len: usize, scope: Scope, seed: u64) -> Self {
+    pub(crate) fn random(kv_heads: usize, group: usize, dim: usize, len: usize, scope: Scope, seed: u64) -> Self {
         let capacity = len + 3;
         let numbers = |n: usize, salt: u64| noise(seed + salt).take(n).map(|x| 2.0 * x).collect::<Vec<f32>>();
         let (queries, keys) = (numbers(kv_heads * group * dim, 1), numbers(kv_heads * capacity * dim, 2));
@@ -74,7 +75,7 @@ impl Layer {
     }
 
     /// The same with a cache in f16, if wanted.
-    fn rounded(mut self, wanted: bool) -> Self {
+    pub(crate) fn rounded(mut self, wanted: bool) -> Self {
         if wanted {
             let halves = [&self.keys, &self.values].map(|x| x.iter().map(|x| f16::from_f32(*x)).collect::<Vec<_>>());
             [self.keys, self.values] = halves.each_ref().map(|x| x.iter().map(|x| x.to_f32()).collect());
@@ -83,7 +84,7 @@ impl Layer {
         self
     }
 
-    fn cache(&self) -> LayerCache<'_> {
+    pub(crate) fn cache(&self) -> LayerCache<'_> {
         if let Some([keys, values]) = &self.halves {
             return LayerCache::new(&keys[..], &values[..], self.kv_heads, self.capacity, self.dim, self.len)
                 .expect("fits");
@@ -92,7 +93,7 @@ impl Layer {
             .expect("fits")
     }
 
-    fn sketch(&self, plan: &Plan<'_>) -> (Vec<u8>, Vec<u8>) {
+    pub(crate) fn sketch(&self, plan: &Plan<'_>) -> (Vec<u8>, Vec<u8>) {
         let precision = plan.config().precision;
         let (codes, scales) = (precision.row_bytes(plan.chunks()), precision.scale_bytes());
         let rows = plan.rows() * self.capacity;

@@ -7,12 +7,12 @@
 use super::step::{KEYS, Step};
 use super::tile::{self, Mask, TILE, Vector};
 use crate::isa::{Isa, dispatch};
-use crate::layer::{Head, LayerCache};
 use crate::simd::{Element, LANES, Simd};
+use crate::source::Shape;
 
 /// Queries of one KV head, token by token.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Queries<'a> {
+pub(crate) struct Queries<'a> {
     /// From the first query on, with what lies between and behind.
     pub rows: &'a [f32],
     /// Numbers from one token's queries to the next one's.
@@ -25,7 +25,7 @@ pub(super) struct Queries<'a> {
 
 /// Memory of one thread.
 #[derive(Debug)]
-pub(super) struct Scratch {
+pub(crate) struct Scratch {
     step: Step,
     /// Scores of a step and a panel, then weights: `[KEYS, V]`.
     weights: Vec<Vector>,
@@ -43,7 +43,7 @@ pub(super) struct Scratch {
 
 impl Scratch {
     /// For blocks of up to `rows` queries.
-    pub(super) fn new(dim: usize, rows: usize) -> Self {
+    pub(crate) fn new(dim: usize, rows: usize) -> Self {
         let vectors = rows.div_ceil(LANES).next_multiple_of(tile::WIDEST);
         let zeros = |n: usize| vec![Vector::default(); n];
         let tiles = dim.div_ceil(TILE);
@@ -61,7 +61,7 @@ impl Scratch {
 
 /// Rows of the cache that a block may read, and how.
 #[derive(Debug, Clone, Copy)]
-struct Span {
+pub(crate) struct Span {
     /// The row of the block's first token.
     first: usize,
     /// Rows that a token attends to at most.
@@ -70,34 +70,47 @@ struct Span {
     softcap: f32,
 }
 
-/// Attention of a block whose first token is row `first` of the cache; `out` holds `[group, dim]` for each of its tokens.
-pub(super) fn attend(
-    isa: Isa,
-    queries: Queries<'_>,
-    cache: &LayerCache<'_>,
-    kv_head: usize,
-    first: usize,
-    out: &mut [&mut [f32]],
-    scratch: &mut Scratch,
-) {
-    let span = Span { first, window: cache.window(), softcap: cache.softcap() };
-    match cache.head(kv_head) {
-        Head::F32 { keys, values } => attend_rows(isa, queries, keys, values, span, out, scratch),
-        Head::F16 { keys, values } => attend_rows(isa, queries, keys, values, span, out, scratch),
+impl Span {
+    /// For a block whose first token is row `first` of a cache.
+    pub(crate) fn new(first: usize, cache: Shape) -> Self {
+        Self { first, window: cache.window, softcap: cache.softcap }
     }
 }
 
-fn attend_rows<E: Element>(
+/// Rows of one head, a few at a time.
+pub(crate) trait Rows<E> {
+    /// Keys and values of `count` rows, at most [`KEYS`], from `from` on, `[count, dim]` each; `None` if they cannot be had,
+    /// which ends the block.
+    fn rows(&mut self, from: usize, count: usize) -> Option<(&[E], &[E])>;
+}
+
+/// Rows in memory.
+pub(crate) struct InMemory<'a, E> {
+    /// `[len, dim]`.
+    pub keys: &'a [E],
+    /// `[len, dim]`.
+    pub values: &'a [E],
+    pub dim: usize,
+}
+
+impl<E> Rows<E> for InMemory<'_, E> {
+    fn rows(&mut self, from: usize, count: usize) -> Option<(&[E], &[E])> {
+        let rows = from * self.dim..(from + count) * self.dim;
+        Some((&self.keys[rows.clone()], &self.values[rows]))
+    }
+}
+
+/// Attention of a block; `out` holds `[group, dim]` for each of its tokens.
+pub(crate) fn attend<E: Element>(
     isa: Isa,
     queries: Queries<'_>,
-    keys: &[E],
-    values: &[E],
+    rows: &mut dyn Rows<E>,
     span: Span,
     out: &mut [&mut [f32]],
     scratch: &mut Scratch,
 ) {
     dispatch!(@for isa, [E: Element] (
-        queries: Queries<'_>, keys: &[E], values: &[E], span: Span, out: &mut [&mut [f32]], scratch: &mut Scratch
+        queries: Queries<'_>, rows: &mut dyn Rows<E>, span: Span, out: &mut [&mut [f32]], scratch: &mut Scratch
     ) [] attend_kernel)
 }
 
@@ -105,8 +118,7 @@ fn attend_rows<E: Element>(
 fn attend_kernel<S: Simd, E: Element>(
     simd: S,
     queries: Queries<'_>,
-    keys: &[E],
-    values: &[E],
+    rows: &mut dyn Rows<E>,
     span: Span,
     out: &mut [&mut [f32]],
     scratch: &mut Scratch,
@@ -114,11 +126,11 @@ fn attend_kernel<S: Simd, E: Element>(
     // Sixteen accumulators where a vector is one register; elsewhere few vectors fill all registers there are.
     let wide = S::WIDE;
     if wide && out.len() * queries.group > LANES {
-        attend_panels::<S, E, 2, 8>(simd, queries, keys, values, span, out, scratch);
+        attend_panels::<S, E, 2, 8>(simd, queries, rows, span, out, scratch);
     } else if wide {
-        attend_panels::<S, E, 1, 8>(simd, queries, keys, values, span, out, scratch);
+        attend_panels::<S, E, 1, 8>(simd, queries, rows, span, out, scratch);
     } else {
-        attend_panels::<S, E, 1, 4>(simd, queries, keys, values, span, out, scratch);
+        attend_panels::<S, E, 1, 4>(simd, queries, rows, span, out, scratch);
     }
 }
 
@@ -127,16 +139,15 @@ fn attend_kernel<S: Simd, E: Element>(
 fn attend_panels<S: Simd, E: Element, const V: usize, const R: usize>(
     simd: S,
     queries: Queries<'_>,
-    keys: &[E],
-    values: &[E],
+    rows: &mut dyn Rows<E>,
     span: Span,
     out: &mut [&mut [f32]],
     scratch: &mut Scratch,
 ) {
     let Queries { group, dim, .. } = queries;
-    let (rows, per_panel) = (out.len() * group, V * LANES);
-    let panels = rows.div_ceil(per_panel);
-    scratch.begin(queries, rows, V);
+    let (count_queries, per_panel) = (out.len() * group, V * LANES);
+    let panels = count_queries.div_ceil(per_panel);
+    scratch.begin(queries, count_queries, V);
     let padded = dim.next_multiple_of(TILE);
     let Span { first, window, softcap } = span;
     let end = first + out.len();
@@ -145,9 +156,10 @@ fn attend_panels<S: Simd, E: Element, const V: usize, const R: usize>(
     let begin = (first + 1).saturating_sub(window) / KEYS * KEYS;
     for start in (begin..end).step_by(KEYS) {
         let count = KEYS.min(end - start);
-        scratch.step.load(simd, &keys[start * dim..][..count * dim], &values[start * dim..][..count * dim], dim);
+        let Some((keys, values)) = rows.rows(start, count) else { return };
+        scratch.step.load(simd, keys, values, dim);
         for p in 0..panels {
-            let (first_row, last_row) = (p * per_panel, ((p + 1) * per_panel).min(rows) - 1);
+            let (first_row, last_row) = (p * per_panel, ((p + 1) * per_panel).min(count_queries) - 1);
             // What the panel's first and last query attend to ends before these rows.
             let (first_end, last_end) = (first + first_row / group + 1, first + last_row / group + 1);
             if last_end <= start || start + count <= first_end.saturating_sub(window) {

@@ -4,7 +4,7 @@ use super::tile::TILE;
 use crate::simd::{Element, LANES, Simd};
 
 /// Rows per step: as f32 they stay in the second cache while all panels use them, and a panel's weights in the first.
-pub(super) const KEYS: usize = 64;
+pub(crate) const KEYS: usize = 64;
 
 /// Keys and values of up to [`KEYS`] rows of one head.
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! Against attention in double precision, one query at a time.
 
 use super::*;
+use crate::dense_decode;
 use crate::isa::available;
 use half::f16;
 use proptest::prelude::*;
@@ -69,8 +70,9 @@ impl Layer {
     fn attend(&self, isa: Isa, half: bool) -> Vec<f32> {
         let mut out = vec![f32::NAN; self.queries.len()];
         self.with_cache(half, |cache| {
-            assert_eq!(new_tokens(&self.queries, self.query_heads(), cache, &out), Ok(self.new));
-            attend_blocks(isa, self.new, &self.queries, self.query_heads(), cache, &mut out);
+            assert_eq!(new_tokens(&self.queries, self.query_heads(), cache.shape(), &out), Ok(self.new));
+            attend_blocks(isa, self.new, &self.queries, self.query_heads(), cache, &mut out)
+                .expect("rows are in memory");
         });
         out
     }

@@ -90,17 +90,19 @@ fn launching(decoder: &Decoder, cache: &mut KvCache, method: &Method, length: us
     Ok(Some(median(times)))
 }
 
-/// What is measured: its name, the decoder, and FASA for it.
-fn subject(args: &Args) -> Result<(String, Decoder, Method)> {
-    let config = args.method.fasa.apply(args.method.preset);
-    let (preset, budget) = (args.method.preset, args.method.budget);
-    let Some(name) = &args.random else {
-        let model = LanguageModel::load(&args.model)?;
-        let profile = args.method.profile.as_deref();
-        let fasa = methods::build(&model, MethodName::Fasa, &config, preset, profile, budget)?;
+/// What is measured: its name, the decoder, and FASA for it; `random` names a shape instead of a model.
+pub(super) fn subject(
+    model: &ModelArgs,
+    random: Option<&str>,
+    method: &MethodArgs,
+) -> Result<(String, Decoder, Method)> {
+    let (config, preset, budget) = (method.config(), method.preset, method.budget);
+    let Some(name) = random else {
+        let model = LanguageModel::load(model)?;
+        let fasa = methods::build(&model, MethodName::Fasa, &config, preset, method.profile.as_deref(), budget)?;
         return Ok((model.name, model.decoder, fasa));
     };
-    let decoder = random_decoder(name, &args.model)?;
+    let decoder = random_decoder(name, model)?;
     let plan = random::plan(decoder.fingerprint(), config)?;
     Ok((format!("random {name}"), decoder, Method::Fasa { plan, budget, dense_below: 0 }))
 }
@@ -116,7 +118,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         "`--method` is for other commands: this one measures dense attention and FASA"
     );
     let longest = args.lengths.iter().copied().max().unwrap_or(0);
-    let (name, mut decoder, fasa) = subject(args)?;
+    let (name, mut decoder, fasa) = subject(&args.model, args.random.as_deref(), &args.method)?;
     decoder.allow_positions(longest + 8);
     let text = args.format == Format::Text;
     let memory = memory(decoder.device())?;
@@ -147,7 +149,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     }
     for &length in &args.lengths {
         let mut cache = decoder.new_cache(length + 1);
-        cache.append_noise(length);
+        cache.append_noise(length)?;
         let methods = [("dense", &Method::Dense), ("fasa", &fasa)];
         let Turns { seconds, bytes_per_second: bandwidth } = in_turns::<2>(args.steps, &memory, cancel, |i| {
             cache.truncate(length);

@@ -3,6 +3,7 @@
 mod attention;
 mod crossover;
 mod decode;
+mod memory;
 mod prefill;
 
 use crate::settings::ModelArgs;
@@ -30,6 +31,8 @@ enum What {
     Attention(attention::Args),
     /// Reading a prompt, stretch by stretch
     Prefill(prefill::Args),
+    /// Memory, bytes moved and time of a step where keys and values lie in memory and where they lie in the second tier
+    Memory(memory::Args),
     /// The context length from which FASA is faster on this machine
     Crossover(crossover::Args),
 }
@@ -43,6 +46,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         What::Decode(args) => decode::run(args, cancel),
         What::Attention(args) => attention::run(args, cancel),
         What::Prefill(args) => prefill::run(args, cancel),
+        What::Memory(args) => memory::run(args, cancel),
         What::Crossover(args) => crossover::run(args, cancel),
     }
 }
@@ -54,7 +58,8 @@ fn random_decoder(name: &str, args: &ModelArgs) -> Result<Decoder> {
     let bar = terminal::progress("making weights", "layers");
     let mut progress = |done, total| terminal::advance(&bar, done, total);
     let dtype = args.dtype.dtype(true, &device);
-    let decoder = random::decoder(&random::shape(name)?, &device, dtype, &mut progress)?;
+    let mut decoder = random::decoder(&random::shape(name)?, &device, dtype, &mut progress)?;
+    decoder.set_placement(crate::model::placement(&args.cache)?)?;
     bar.finish_and_clear();
     Ok(decoder)
 }
