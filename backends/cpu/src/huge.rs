@@ -88,7 +88,7 @@ mod tests {
                 // SAFETY: of size above 0; all accesses stay inside; freed once, with its layout.
                 unsafe {
                     let memory = HugePages.alloc_zeroed(layout);
-                    assert!(!memory.is_null() && memory as usize % align == 0, "{size} {align}");
+                    assert!(!memory.is_null() && (memory as usize).is_multiple_of(align), "{size} {align}");
                     let bytes = std::slice::from_raw_parts_mut(memory, size);
                     assert!(bytes.iter().all(|b| *b == 0), "{size} {align}");
                     bytes.iter_mut().enumerate().for_each(|(i, b)| *b = (i % 251) as u8);
