@@ -150,7 +150,8 @@ fn steps_that_run_again_are_ordinary_steps() {
         let mut all = Vec::new();
         let mut step = |cache: &mut fasa_burn::cache::KvCache, method: &Method, token: u32| {
             let recorder = watched.then(Recorder::default);
-            let logits = model.forward_watched(&[token], cache, method, Logits::Last, &mut Watch { observer: None, recorder });
+            let logits =
+                model.forward_watched(&[token], cache, method, Logits::Last, &mut Watch { observer: None, recorder });
             all.push(to_host(logits.expect("runs").expect("logits")).expect("host"));
         };
         for i in 0..30 {

@@ -56,9 +56,8 @@ impl Angles {
     /// Those of one position, from its cosines and sines.
     #[cfg(feature = "cube")]
     pub(crate) fn of_one(cos: &[f32], sin: &[f32], device: &Device) -> Self {
-        let tensor = |numbers: &[f32]| {
-            Tensor::from_data(TensorData::new(numbers.to_vec(), [1, 1, numbers.len()]), device)
-        };
+        let tensor =
+            |numbers: &[f32]| Tensor::from_data(TensorData::new(numbers.to_vec(), [1, 1, numbers.len()]), device);
         Self { cos: tensor(cos), sin: tensor(sin) }
     }
 

@@ -50,20 +50,15 @@ pub fn append(gpu: &Gpu, tokens: Tokens<'_>, query_heads: usize, cache: &Cache, 
 ///
 /// # Errors
 /// As [`append`].
-pub fn append_before(
-    gpu: &Gpu,
-    tokens: Tokens<'_>,
-    query_heads: usize,
-    cache: &Cache,
-    end: &Length,
-) -> Result<Handle> {
+pub fn append_before(gpu: &Gpu, tokens: Tokens<'_>, query_heads: usize, cache: &Cache, end: &Length) -> Result<Handle> {
     let Tokens { qkv, cos, sin, turning, new } = tokens;
     let (dim, kv_heads) = (cache.dim, cache.heads);
     ensure(new > 0 && new <= end.most() && end.most() <= cache.capacity, "position", "the cache has fewer rows")?;
     ensure(turning <= dim && turning.is_multiple_of(2), "turning", "an even number of a head's dimensions")?;
     let (heads, words) = (query_heads + 2 * kv_heads, cache.words()?);
     let out = gpu.words(new * query_heads * dim);
-    let config = Config { format: cache.format, dim, query_heads, kv_heads, half: turning / 2, device_len: end.is_on_device() };
+    let config =
+        Config { format: cache.format, dim, query_heads, kv_heads, half: turning / 2, device_len: end.is_on_device() };
     let cubes = (heads * dim / 2).div_ceil(UNITS as usize);
     let across = new.min(32_768);
     let angles = (new * turning / 2).max(1);

@@ -143,13 +143,7 @@ impl Decoder {
         Ok(Some(logits))
     }
 
-    fn record(
-        &self,
-        inputs: Inputs,
-        seen: usize,
-        cache: &mut KvCache,
-        method: &Method,
-    ) -> Result<(Step, Tensor<2>)> {
+    fn record(&self, inputs: Inputs, seen: usize, cache: &mut KvCache, method: &Method) -> Result<(Step, Tensor<2>)> {
         let DispatchDevice::Cube(device) = self.device.as_dispatch() else {
             return Err(Error::request("device", "records no steps", "use a GPU"));
         };
