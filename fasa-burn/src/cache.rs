@@ -35,6 +35,9 @@ pub struct KvCache {
     sketched: Option<Sketched>,
     /// The longest context that was announced or read.
     expected: usize,
+    /// Steps over these buffers that a GPU can run again.
+    #[cfg(feature = "cube")]
+    pub(crate) recorded: Vec<crate::model::Recorded>,
 }
 
 /// The shape of a cache.
@@ -173,7 +176,17 @@ impl KvCache {
         let (layers, kv_heads, dim) = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim);
         let layout = Layout { layers, kv_heads, dim, dtype, device: device.clone() };
         let rows = Rows::Undecided { wanted: capacity.max(1) };
-        Self { layout, rows, placement, len: 0, capacity: 0, sketched: None, expected: 0 }
+        Self {
+            layout,
+            rows,
+            placement,
+            len: 0,
+            capacity: 0,
+            sketched: None,
+            expected: 0,
+            #[cfg(feature = "cube")]
+            recorded: Vec::new(),
+        }
     }
 
     /// The number format of keys and values.
@@ -295,6 +308,7 @@ impl KvCache {
         self.capacity = capacity;
         // Sketches follow from the keys; they are made again in one pass when they are next read.
         self.sketched = None;
+        self.forget_recorded();
         Ok(())
     }
 
@@ -328,6 +342,7 @@ impl KvCache {
 
     /// Writes rows of `layer` behind the `len` tokens held: `[kv_heads, new, head_dim]` each.
     fn write(&mut self, layer: usize, new_keys: Tensor<3>, new_values: Tensor<3>) -> Result<()> {
+        self.forget_recorded();
         let [heads, new, dim] = new_keys.dims();
         let at = [0..heads, self.len..self.len + new, 0..dim];
         match &mut self.rows {
@@ -378,6 +393,27 @@ impl KvCache {
         Ok(())
     }
 
+    /// Buffers are going to lie elsewhere.
+    fn forget_recorded(&mut self) {
+        #[cfg(feature = "cube")]
+        self.recorded.clear();
+    }
+
+    /// Tokens that have a sketch row under `plan` in every layer that has a sketch.
+    #[cfg(feature = "cube")]
+    pub(crate) fn sketched_tokens(&self, plan: &Arc<OwnedPlan>) -> Option<usize> {
+        let sketched = self.sketched.as_ref().filter(|sketched| Arc::ptr_eq(&sketched.plan, plan))?;
+        sketched.layers.iter().flatten().map(|layer| layer.len).min()
+    }
+
+    /// A recorded step has written the sketch rows of the first `tokens`.
+    #[cfg(feature = "cube")]
+    pub(crate) fn note_sketched(&mut self, tokens: usize) {
+        for layer in self.sketched.iter_mut().flat_map(|s| s.layers.iter_mut().flatten()) {
+            layer.len = tokens;
+        }
+    }
+
     /// Counts `new` more tokens as held.
     pub(crate) fn advance(&mut self, new: usize) {
         self.len += new;
@@ -411,6 +447,7 @@ impl KvCache {
         if self.sketched.as_ref().is_none_or(|s| !Arc::ptr_eq(&s.plan, plan)) {
             let layers = (0..self.layout.layers).map(|_| None).collect();
             self.sketched = Some(Sketched { plan: plan.clone(), layers });
+            self.forget_recorded();
         }
         let (keys, _) = self.rows.layer(layer);
         let capacity = self.capacity;

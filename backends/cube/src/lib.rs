@@ -32,6 +32,7 @@ pub mod rows;
 pub mod select;
 mod spans;
 pub mod step;
+pub mod tape;
 mod team;
 pub mod tip;
 pub mod write;

@@ -6,9 +6,11 @@ use crate::ops::composed;
 use burn::backend::TensorMetadata;
 use burn::backend::ops::{AttentionModuleOptions, FloatTensorOps};
 use burn::tensor::{DType, Shape};
-use burn_cubecl::kernel::attention::{AttentionStrategy, attention};
+use burn_cubecl::kernel::attention::flash_attention;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
+use cubek::attention::forward::launch::{BlueprintStrategy, Strategy};
+use cubek::attention::forward::routines::blackbox_accelerated::BlackboxAcceleratedStrategy;
 use fasa_core::Result;
 use fasa_cube::rows::Softmax;
 
@@ -69,8 +71,11 @@ fn flash(q: &CubeTensor, k: &CubeTensor, v: &CubeTensor, len: usize) -> Option<C
         )
     };
     let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
-    let strategy = AttentionStrategy::Autotune;
-    let out = attention(queries, repeated(k), repeated(v), None, None, options, strategy).ok()?;
+    let num_planes = std::env::var("FASA_FLASH").ok()?.parse().ok()?;
+    let strategy = BlackboxAcceleratedStrategy { num_planes, seq_q: 1, seq_kv: 1 };
+    let strategy = Strategy::BlackboxAccelerated(BlueprintStrategy::Inferred(strategy));
+    let out = flash_attention(queries, repeated(k), repeated(v), None, None, options, strategy);
+    let out = out.map_err(|error| eprintln!("flash: {error:?}")).ok()?;
     let out = CubeBackend::float_reshape(cast(out, DType::F32), Shape::new([heads, new, dim]));
     Some(CubeBackend::float_swap_dims(out, 0, 1))
 }
