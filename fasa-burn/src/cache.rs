@@ -9,7 +9,7 @@ pub use fasa_cpu::tier::Traffic;
 pub use placement::Placement;
 
 use crate::config::ModelConfig;
-use crate::device::is_gpu;
+use crate::device::{failure, is_gpu, memory};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::ops::{self, SketchStep, Status};
@@ -57,18 +57,33 @@ impl Layout {
     }
 
     /// Whether the processor's memory gives `more` bytes for a cache of `rows` rows: where it does not, allocating them would
-    /// end the process. What a GPU gives shows when it is used.
+    /// end the process. What of its memory a GPU has left shows when it is used: see [`check_given`].
     fn check_memory(&self, rows: usize, more: u64) -> Result<()> {
         let given = |bytes: u64| Vec::<u8>::new().try_reserve_exact(usize::try_from(bytes).ok()?).ok();
-        if is_gpu(&self.device) || given(more).is_some() {
+        let bytes = self.bytes(rows);
+        if is_gpu(&self.device) {
+            return match memory(&self.device) {
+                Some(memory) if bytes > memory => Err(failure(&format!(
+                    "out of device memory: a cache of {rows} tokens takes {bytes} bytes, the device has {memory}"
+                ))),
+                _ => Ok(()),
+            };
+        }
+        if given(more).is_some() {
             return Ok(());
         }
-        let bytes = self.bytes(rows);
         Err(Error::Device {
             problem: format!("has too little memory for a cache of {rows} tokens, {bytes} bytes"),
             mend: "use `--cache tiered`, a shorter context, or `--dtype f16`".into(),
         })
     }
+}
+
+/// Whether a GPU had the memory for `last`, which it was asked for last: what it lacks it says only when it is read.
+fn check_given(last: &Layer) -> Result<()> {
+    let (_, values) = last.get();
+    let number = values.slice([0..1, 0..1, 0..1]).try_into_data();
+    number.map(drop).map_err(|error| failure(&error.to_string()))
 }
 
 /// Where keys and values are.
@@ -304,6 +319,9 @@ impl KvCache {
                 }
             }
             other => *other = Rows::Device((0..layers).map(|_| Slot::new((rows(), rows()))).collect()),
+        }
+        if let (true, Rows::Device(layers)) = (is_gpu(&self.layout.device), &self.rows) {
+            layers.last().map_or(Ok(()), check_given)?;
         }
         self.capacity = capacity;
         // Sketches follow from the keys; they are made again in one pass when they are next read.
