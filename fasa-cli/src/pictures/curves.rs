@@ -85,13 +85,13 @@ impl Chart {
         let (top, bottom) = (y + TOP, y + HEIGHT - BOTTOM);
         drawing.text((left, y + 20.0), 13.0, Anchor::Start, Paint::Ink, &*self.title);
         drawing.text(((left + right) / 2.0, bottom + 32.0), 11.0, Anchor::Middle, Paint::Ink, &*self.x);
-        let (from, to) = self.range(|(_, y)| y, true);
-        let (low, high) = if self.share { (0.0, 1.0) } else { (from, to) };
+        let (low, step, steps) = if self.share { (0.0, 0.25, 4) } else { scale(self.ends(|(_, y)| y, true)) };
+        let high = low + step * f64::from(steps);
         let up = |value: f64| bottom - (value - low) / (high - low).max(1e-12) * (bottom - top);
-        for step in 0..=4 {
-            let value = low + (high - low) * f64::from(step) / 4.0;
+        for i in 0..=steps {
+            let value = low + step * f64::from(i);
             drawing.line(vec![(left, up(value)), (right, up(value))], Paint::Faint, 1.0, false);
-            let label = if self.share { format!("{:.0} %", 100.0 * value) } else { format!("{value:.1}") };
+            let label = if self.share { format!("{:.0} %", 100.0 * value) } else { rounded(value, step) };
             drawing.text((left - 6.0, up(value) + 4.0), 10.0, Anchor::End, Paint::Ink, label);
         }
         let place = |value: f64| if self.logarithmic { value.max(1e-9).log2() } else { value };
@@ -127,18 +127,39 @@ impl Chart {
         }
     }
 
+    /// The least and the greatest; nothing for nothing.
+    fn ends(&self, of: impl Fn((f64, f64)) -> f64, levels: bool) -> Option<(f64, f64)> {
+        let points = self.series.iter().filter(|s| levels || !s.level).flat_map(|s| &s.points);
+        let all: Vec<f64> = points.map(|point| of(*point)).filter(|x| x.is_finite()).collect();
+        let low = all.iter().copied().reduce(f64::min)?;
+        Some((low, all.into_iter().fold(low, f64::max)))
+    }
+
     /// The least and the greatest, with a little room around; around 1 if there is nothing.
     fn range(&self, of: impl Fn((f64, f64)) -> f64, levels: bool) -> (f64, f64) {
-        let points = self.series.iter().filter(|s| levels || !s.level).flat_map(|s| &s.points);
-        let all: Vec<f64> = points.map(|point| of(*point)).collect();
-        let low = all.iter().copied().fold(f64::INFINITY, f64::min);
-        let high = all.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        if !low.is_finite() {
-            return (0.0, 2.0);
-        }
+        let Some((low, high)) = self.ends(of, levels) else { return (0.0, 2.0) };
         let room = if high > low { 0.06 * (high - low) } else { low.abs().max(1.0) * 0.5 };
         (low - room, high + room)
     }
+}
+
+/// Where an axis begins, and steps of round numbers that hold everything between `ends`: three to six. It begins at 0 unless
+/// what it shows lies far above.
+fn scale(ends: Option<(f64, f64)>) -> (f64, f64, u32) {
+    let (low, high) = ends.unwrap_or((0.0, 1.0));
+    let low = if low >= 0.0 && low <= high / 2.0 { 0.0 } else { low };
+    let span = if high > low { high - low } else { low.abs().max(1.0) };
+    let magnitude = 10f64.powf((span / 5.0).log10().floor());
+    let wanted = span / 5.0 / magnitude;
+    let step = magnitude * [1.0, 2.0, 2.5, 5.0].into_iter().find(|round| *round >= wanted - 1e-9).unwrap_or(10.0);
+    let first = (low / step + 1e-9).floor() * step;
+    (first, step, ((low + span - first) / step - 1e-9).ceil() as u32)
+}
+
+/// A number on an axis with this step: no more digits than it needs.
+fn rounded(value: f64, step: f64) -> String {
+    let digits = (0..6).find(|digits| (step * 10f64.powi(*digits)).fract().abs() < 1e-6).unwrap_or(6);
+    format!("{value:.*}", digits as usize)
 }
 
 /// A number on an axis: `64`, `2.7 MB` is written by the caller as 2.7.
@@ -189,5 +210,24 @@ mod tests {
         let empty = Chart { series: Vec::new(), ..chart() };
         assert!(draw("", &[empty], 1).height > 0.0);
         assert!(draw("", &[], 1).height > 0.0);
+    }
+
+    #[test]
+    fn axes_have_round_numbers() {
+        for (low, high, want) in [
+            (0.3, 570.0, (0.0, 200.0, 3)),
+            (1.0, 24.8, (0.0, 5.0, 5)),
+            (35.39, 46.04, (35.0, 2.5, 5)),
+            (3.0, 3.0, (3.0, 1.0, 3)),
+            (0.0, 0.04, (0.0, 0.01, 4)),
+            (-3.0, 7.0, (-4.0, 2.0, 6)),
+        ] {
+            let (first, step, steps) = scale(Some((low, high)));
+            assert!((first - want.0).abs() < 1e-9 && (step - want.1).abs() < 1e-9, "{low} to {high}: {first}, {step}");
+            assert_eq!(steps, want.2, "{low} to {high}");
+            assert!(first <= low && first + step * f64::from(steps) >= high, "{low} to {high}");
+        }
+        assert_eq!(scale(None).2, 5);
+        assert_eq!([rounded(5.0, 5.0), rounded(7.5, 2.5), rounded(0.04, 0.01)], ["5", "7.5", "0.04"]);
     }
 }
