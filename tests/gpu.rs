@@ -137,6 +137,40 @@ fn half_precision() {
     }
 }
 
+/// Steps that are recorded and run again, each way to attend in turns, over a bound of their recording, after going back, and
+/// in a cache that grows: logits of steps that are watched, which are never recorded.
+#[test]
+fn steps_that_run_again_are_ordinary_steps() {
+    let Some(device) = device() else { return };
+    let model = nano(&device, Dtype::F32);
+    let (prompt, ways) = (prompt(400), [Method::Dense, method(FasaConfig::DEFAULT, "fasa-default.profile", 48)]);
+    let run = |watched: bool| {
+        let mut cache = model.new_cache(420);
+        model.forward(&prompt, &mut cache, &Method::Dense, Logits::None).expect("runs");
+        let mut all = Vec::new();
+        let mut step = |cache: &mut fasa_burn::cache::KvCache, method: &Method, token: u32| {
+            let recorder = watched.then(Recorder::default);
+            let logits =
+                model.forward_watched(&[token], cache, method, Logits::Last, &mut Watch { observer: None, recorder });
+            all.push(to_host(logits.expect("runs").expect("logits")).expect("host"));
+        };
+        for i in 0..30 {
+            step(&mut cache, &ways[usize::from(i > 4)], prompt[i]);
+        }
+        for i in 0..8 {
+            cache.truncate(410);
+            step(&mut cache, &ways[i % 2], prompt[i + 50]);
+        }
+        model.forward(&prompt[..3], &mut cache, &Method::Dense, Logits::None).expect("runs");
+        (0..4).for_each(|i| step(&mut cache, &ways[1], prompt[i]));
+        all
+    };
+    for (i, (again, ordinary)) in run(false).iter().zip(run(true)).enumerate() {
+        let worst = again.iter().zip(&ordinary).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-4, "step {i}: a logit differs by {worst}");
+    }
+}
+
 #[test]
 fn methods_that_decide_on_the_host_are_refused() {
     let Some(device) = device() else { return };

@@ -53,3 +53,8 @@ fn templates() {
 fn gguf() {
     run("read_gguf", loaders::read_gguf);
 }
+
+#[test]
+fn sessions() {
+    run("read_session", loaders::read_session);
+}

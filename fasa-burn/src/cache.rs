@@ -11,7 +11,7 @@ pub use placement::Placement;
 pub use sketch::SketchTensors;
 
 use crate::config::ModelConfig;
-use crate::device::is_gpu;
+use crate::device::{failure, is_gpu, memory};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::ops;
@@ -36,6 +36,9 @@ pub struct KvCache {
     sketched: Option<Sketched>,
     /// The longest context that was announced or read.
     expected: usize,
+    /// Steps over these buffers that a GPU can run again.
+    #[cfg(feature = "cube")]
+    pub(crate) recorded: Vec<crate::model::Recorded>,
 }
 
 /// The shape of a cache.
@@ -55,18 +58,33 @@ impl Layout {
     }
 
     /// Whether the processor's memory gives `more` bytes for a cache of `rows` rows: where it does not, allocating them would
-    /// end the process. What a GPU gives shows when it is used.
+    /// end the process. What of its memory a GPU has left shows when it is used: see [`check_given`].
     fn check_memory(&self, rows: usize, more: u64) -> Result<()> {
         let given = |bytes: u64| Vec::<u8>::new().try_reserve_exact(usize::try_from(bytes).ok()?).ok();
-        if is_gpu(&self.device) || given(more).is_some() {
+        let bytes = self.bytes(rows);
+        if is_gpu(&self.device) {
+            return match memory(&self.device) {
+                Some(memory) if bytes > memory => Err(failure(&format!(
+                    "out of device memory: a cache of {rows} tokens takes {bytes} bytes, the device has {memory}"
+                ))),
+                _ => Ok(()),
+            };
+        }
+        if given(more).is_some() {
             return Ok(());
         }
-        let bytes = self.bytes(rows);
         Err(Error::Device {
             problem: format!("has too little memory for a cache of {rows} tokens, {bytes} bytes"),
             mend: "use `--cache tiered`, a shorter context, or `--dtype f16`".into(),
         })
     }
+}
+
+/// Whether a GPU had the memory for `last`, which it was asked for last: what it lacks it says only when it is read.
+fn check_given(last: &Layer) -> Result<()> {
+    let (_, values) = last.get();
+    let number = values.slice([0..1, 0..1, 0..1]).try_into_data();
+    number.map(drop).map_err(|error| failure(&error.to_string()))
 }
 
 /// Where keys and values are.
@@ -150,7 +168,17 @@ impl KvCache {
         let (layers, kv_heads, dim) = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim);
         let layout = Layout { layers, kv_heads, dim, dtype, device: device.clone() };
         let rows = Rows::Undecided { wanted: capacity.max(1) };
-        Self { layout, rows, placement, len: 0, capacity: 0, sketched: None, expected: 0 }
+        Self {
+            layout,
+            rows,
+            placement,
+            len: 0,
+            capacity: 0,
+            sketched: None,
+            expected: 0,
+            #[cfg(feature = "cube")]
+            recorded: Vec::new(),
+        }
     }
 
     /// The number format of keys and values.
@@ -269,9 +297,13 @@ impl KvCache {
             }
             other => *other = Rows::Device((0..layers).map(|_| Slot::new((rows(), rows()))).collect()),
         }
+        if let (true, Rows::Device(layers)) = (is_gpu(&self.layout.device), &self.rows) {
+            layers.last().map_or(Ok(()), check_given)?;
+        }
         self.capacity = capacity;
         // Sketches follow from the keys; they are made again in one pass when they are next read.
         self.sketched = None;
+        self.forget_recorded();
         Ok(())
     }
 
@@ -305,6 +337,7 @@ impl KvCache {
 
     /// Writes rows of `layer` behind the `len` tokens held: `[kv_heads, new, head_dim]` each.
     fn write(&mut self, layer: usize, new_keys: Tensor<3>, new_values: Tensor<3>) -> Result<()> {
+        self.forget_recorded();
         let [heads, new, dim] = new_keys.dims();
         let at = [0..heads, self.len..self.len + new, 0..dim];
         match &mut self.rows {
@@ -353,6 +386,27 @@ impl KvCache {
         }
         self.advance(new);
         Ok(())
+    }
+
+    /// Buffers are going to lie elsewhere.
+    fn forget_recorded(&mut self) {
+        #[cfg(feature = "cube")]
+        self.recorded.clear();
+    }
+
+    /// Tokens that have a sketch row under `plan` in every layer that has a sketch.
+    #[cfg(feature = "cube")]
+    pub(crate) fn sketched_tokens(&self, plan: &Arc<OwnedPlan>) -> Option<usize> {
+        let sketched = self.sketched.as_ref().filter(|sketched| Arc::ptr_eq(&sketched.plan, plan))?;
+        sketched.layers.iter().flatten().map(|layer| layer.len).min()
+    }
+
+    /// A recorded step has written the sketch rows of the first `tokens`.
+    #[cfg(feature = "cube")]
+    pub(crate) fn note_sketched(&mut self, tokens: usize) {
+        for layer in self.sketched.iter_mut().flat_map(|s| s.layers.iter_mut().flatten()) {
+            layer.len = tokens;
+        }
     }
 
     /// Counts `new` more tokens as held.

@@ -5,6 +5,7 @@
 //! believed before it has been held against the file's real size. Files must not be changed while they are loaded
 //! ([`fasa_cpu::map`]); replacing them by renaming does no harm.
 
+mod convert;
 mod index;
 mod shard;
 
@@ -21,6 +22,7 @@ use safetensors::tensor::{Dtype, TensorInfo};
 
 use crate::error::{Error, Result};
 use crate::gguf::{self, Entry as GgufEntry, Gguf};
+pub(crate) use convert::Kept;
 use shard::Shard;
 
 const SINGLE_FILE: &str = "model.safetensors";

@@ -220,6 +220,13 @@ impl Error {
     }
 }
 
+#[cfg(feature = "cube")]
+impl From<fasa_cube::tape::Refused> for Error {
+    fn from(refused: fasa_cube::tape::Refused) -> Self {
+        crate::device::failure(&refused.to_string())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -49,3 +49,4 @@ pub use burn::tensor::Device;
 pub use device::DeviceName;
 pub use dtype::Dtype;
 pub use error::{Error, Result};
+pub use fasa_cpu::HugePages;

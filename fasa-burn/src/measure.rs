@@ -47,8 +47,14 @@ pub fn memory(device: &Device) -> Result<Memory> {
     Ok(memory)
 }
 
+/// 256 MiB of the host's memory on huge pages: see [`HugePages`](crate::HugePages). `None` for a GPU, which has pages of its own.
+pub fn memory_on_huge_pages(device: &Device) -> Option<Memory> {
+    let host = || Memory(Kind::Host(fasa_cpu::machine::Memory::on_huge_pages(256 << 20)));
+    (!crate::device::is_gpu(device)).then(host)
+}
+
 impl Memory {
-    /// So many bytes of the host's memory.
+    /// So many bytes of the host's memory, on ordinary pages.
     pub fn new(bytes: usize) -> Self {
         Self(Kind::Host(fasa_cpu::machine::Memory::new(bytes)))
     }

@@ -32,6 +32,14 @@ impl Rope {
 
     /// Angles of the positions `from .. from + len` in a context of `context` tokens.
     pub fn angles(&self, from: usize, len: usize, context: usize, device: &Device) -> Angles {
+        let [cos, sin] = self.numbers(from, len, context);
+        let pairs = cos.len() / len.max(1);
+        let tensor = |data| Tensor::from_data(TensorData::new(data, [len, 1, pairs]), device);
+        Angles { cos: tensor(cos), sin: tensor(sin) }
+    }
+
+    /// Cosines and sines of [`angles`](Self::angles).
+    pub(crate) fn numbers(&self, from: usize, len: usize, context: usize) -> [Vec<f32>; 2] {
         let frequencies = self.config.frequencies(context);
         let (pairs, factor) = (frequencies.len(), self.config.attention_factor as f32);
         let (mut cos, mut sin) = (vec![0.0f32; len * pairs], vec![0.0f32; len * pairs]);
@@ -40,12 +48,19 @@ impl Rope {
             let _ = angles(from + i, &frequencies, cos, sin);
             cos.iter_mut().chain(sin).for_each(|x| *x *= factor);
         }
-        let tensor = |data| Tensor::from_data(TensorData::new(data, [len, 1, pairs]), device);
-        Angles { cos: tensor(cos), sin: tensor(sin) }
+        [cos, sin]
     }
 }
 
 impl Angles {
+    /// Those of one position, from its cosines and sines.
+    #[cfg(feature = "cube")]
+    pub(crate) fn of_one(cos: &[f32], sin: &[f32], device: &Device) -> Self {
+        let tensor =
+            |numbers: &[f32]| Tensor::from_data(TensorData::new(numbers.to_vec(), [1, 1, numbers.len()]), device);
+        Self { cos: tensor(cos), sin: tensor(sin) }
+    }
+
     /// `[len, 1, rotary_dim / 2]`.
     pub(crate) fn cos(&self) -> Tensor<3> {
         self.cos.clone()

@@ -5,6 +5,10 @@ use fasa_cli::commands::Cli;
 use fasa_cli::{gpu, interrupt, terminal};
 use std::process::ExitCode;
 
+/// Weights and caches are read whole at every step: on huge pages that is up to a fifth faster.
+#[global_allocator]
+static ALLOCATOR: fasa_burn::HugePages = fasa_burn::HugePages;
+
 fn main() -> ExitCode {
     let cli = Cli::parse(); // bad usage ends here, with status 2
     let cancel = match interrupt::install() {

@@ -14,6 +14,7 @@
 pub mod attention;
 mod exp;
 pub mod fasa;
+pub mod huge;
 pub mod isa;
 pub mod layer;
 pub mod linear;
@@ -31,6 +32,7 @@ mod tip;
 
 pub use attention::dense_decode;
 pub use fasa::fasa_decode;
+pub use huge::HugePages;
 pub use layer::{LayerCache, LayerSketch, Numbers};
 pub use policy::policy_decode;
 pub use prefill::causal_attention;

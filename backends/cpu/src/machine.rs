@@ -4,6 +4,7 @@ mod room;
 
 pub use room::available_memory;
 
+use crate::huge::{Pages, advised};
 use crate::team::share_each;
 use rayon::prelude::*;
 use std::hint::black_box;
@@ -16,10 +17,20 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// So many bytes, which should be several times the last cache.
+    /// So many bytes, which should be several times the last cache, on the system's ordinary pages.
     pub fn new(bytes: usize) -> Self {
-        // Written by the threads that read it, so that the pages are theirs.
+        Self::on(Pages::Ordinary, bytes)
+    }
+
+    /// So many bytes on huge pages, where the system gives some: see [`HugePages`](crate::HugePages).
+    pub fn on_huge_pages(bytes: usize) -> Self {
+        Self::on(Pages::Huge, bytes)
+    }
+
+    fn on(pages: Pages, bytes: usize) -> Self {
         let mut numbers = vec![0u64; bytes / 8];
+        advised(numbers.as_mut_ptr(), 8 * numbers.len(), pages);
+        // Written by the threads that read it, so that the pages are theirs.
         numbers.par_chunks_mut(PIECE).enumerate().for_each(|(i, piece)| piece.fill(i as u64));
         Self { numbers }
     }

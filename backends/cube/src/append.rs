@@ -3,6 +3,7 @@
 use crate::attend::Cache;
 use crate::device::{Gpu, buffer};
 use crate::error::{Result, ensure};
+use crate::length::{Length, tokens};
 use crate::numbers::{Format, word};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -32,6 +33,7 @@ struct Config {
     query_heads: usize,
     kv_heads: usize,
     half: usize,
+    device_len: bool,
 }
 
 /// Writes keys and values of `tokens` into rows of the cache from `position` on. Returns the queries, `[new, query_heads, dim]`.
@@ -41,13 +43,22 @@ struct Config {
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) if the cache has too few rows, or more dimensions turn than there are.
 pub fn append(gpu: &Gpu, tokens: Tokens<'_>, query_heads: usize, cache: &Cache, position: usize) -> Result<Handle> {
+    append_before(gpu, tokens, query_heads, cache, &(position + tokens.new).into())
+}
+
+/// As [`append`], into the last of `end` rows.
+///
+/// # Errors
+/// As [`append`].
+pub fn append_before(gpu: &Gpu, tokens: Tokens<'_>, query_heads: usize, cache: &Cache, end: &Length) -> Result<Handle> {
     let Tokens { qkv, cos, sin, turning, new } = tokens;
     let (dim, kv_heads) = (cache.dim, cache.heads);
-    ensure(new > 0 && position + new <= cache.capacity, "position", "the cache has fewer rows")?;
+    ensure(new > 0 && new <= end.most() && end.most() <= cache.capacity, "position", "the cache has fewer rows")?;
     ensure(turning <= dim && turning.is_multiple_of(2), "turning", "an even number of a head's dimensions")?;
     let (heads, words) = (query_heads + 2 * kv_heads, cache.words()?);
     let out = gpu.words(new * query_heads * dim);
-    let config = Config { format: cache.format, dim, query_heads, kv_heads, half: turning / 2 };
+    let config =
+        Config { format: cache.format, dim, query_heads, kv_heads, half: turning / 2, device_len: end.is_on_device() };
     let cubes = (heads * dim / 2).div_ceil(UNITS as usize);
     let across = new.min(32_768);
     let angles = (new * turning / 2).max(1);
@@ -63,8 +74,9 @@ pub fn append(gpu: &Gpu, tokens: Tokens<'_>, query_heads: usize, cache: &Cache, 
             buffer(&out, new * query_heads * dim),
             buffer(&cache.keys, kv_heads * cache.capacity * words),
             buffer(&cache.values, kv_heads * cache.capacity * words),
+            buffer(end.handle().unwrap_or(qkv), 1),
             new as u32,
-            position as u32,
+            end.most() as u32,
             cache.capacity as u32,
             config,
         );
@@ -81,11 +93,13 @@ fn append_kernel(
     queries: &mut [f32],
     keys: &mut [u32],
     values: &mut [u32],
+    length: &[u32],
     new: u32,
-    position: u32,
+    most: u32,
     capacity: u32,
     #[comptime] config: Config,
 ) {
+    let position = max(tokens(length, most, config.device_len), new) - new;
     let (dim, query_heads, kv_heads) = comptime!((config.dim, config.query_heads, config.kv_heads));
     let heads = comptime!(config.query_heads + 2 * config.kv_heads);
     let token = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) as usize;

@@ -32,7 +32,8 @@ impl Length {
         self.device.as_ref()
     }
 
-    pub(crate) const fn is_on_device(&self) -> bool {
+    /// Whether the device keeps it.
+    pub const fn is_on_device(&self) -> bool {
         self.device.is_some()
     }
 }

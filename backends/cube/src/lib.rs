@@ -16,7 +16,7 @@
 
 #![cfg(feature = "kernels")]
 // Kernels are another language: these idioms of the host do not exist there.
-#![allow(clippy::eq_op, clippy::manual_div_ceil, clippy::manual_is_multiple_of)]
+#![allow(clippy::collapsible_if, clippy::eq_op, clippy::manual_div_ceil, clippy::manual_is_multiple_of)]
 
 pub mod append;
 pub mod attend;
@@ -32,6 +32,7 @@ pub mod rows;
 pub mod select;
 mod spans;
 pub mod step;
+pub mod tape;
 mod team;
 pub mod tip;
 pub mod write;

@@ -54,12 +54,7 @@ enum Over {
 impl Over {
     /// Numbers that a unit asks for together: those that take long to come.
     const fn steps(self) -> u32 {
-        match self {
-            Over::Pool | Over::PoolTies => 1,
-            Over::Spans | Over::Row | Over::RowTies => 8,
-            // Scattered, and all that the search waits for.
-            Over::Listed => 16,
-        }
+        if matches!(self, Over::Pool | Over::PoolTies) { 1 } else { 4 }
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::attend::Cache;
 use crate::device::{Gpu, buffer};
 use crate::error::{Result, ensure};
+use crate::length::{Length, tokens};
 use crate::numbers::{Format, f32_to_half, half_to_f32};
 use crate::team::{Reduce, cube_reduce, scratch_len};
 use crate::tip::{Channels, Codes, Sketch};
@@ -19,6 +20,8 @@ struct Config {
     chunks: usize,
     words: usize,
     plane: u32,
+    /// Whether the last row is the last of a number that is read from the device, and the only one.
+    device_len: bool,
 }
 
 impl Config {
@@ -39,6 +42,27 @@ impl Config {
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) if a buffer has fewer rows, or the heads do not divide.
 pub fn write(gpu: &Gpu, cache: &Cache, sketch: &Sketch, channels: &Channels, rows: Range<usize>) -> Result<()> {
+    let end = Length::from(rows.end);
+    write_before(gpu, cache, sketch, channels, rows, &end)
+}
+
+/// As [`write`], the row of the last of `end` tokens.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_last(gpu: &Gpu, cache: &Cache, sketch: &Sketch, channels: &Channels, end: &Length) -> Result<()> {
+    ensure(end.most() > 0, "rows", "there is none")?;
+    write_before(gpu, cache, sketch, channels, end.most() - 1..end.most(), end)
+}
+
+fn write_before(
+    gpu: &Gpu,
+    cache: &Cache,
+    sketch: &Sketch,
+    channels: &Channels,
+    rows: Range<usize>,
+    end: &Length,
+) -> Result<()> {
     ensure(rows.end <= cache.capacity && rows.end <= sketch.capacity, "rows", "the cache has fewer")?;
     ensure(sketch.heads.is_multiple_of(cache.heads), "sketch", "its heads do not divide among the cache's")?;
     if rows.is_empty() {
@@ -50,6 +74,7 @@ pub fn write(gpu: &Gpu, cache: &Cache, sketch: &Sketch, channels: &Channels, row
         chunks: sketch.chunks,
         words: sketch.words(),
         plane: gpu.traits.plane,
+        device_len: end.is_on_device(),
     };
     let (first, last) = (rows.start / 2, (rows.end - 1) / 2);
     let pairs = last - first + 1;
@@ -68,6 +93,7 @@ pub fn write(gpu: &Gpu, cache: &Cache, sketch: &Sketch, channels: &Channels, row
             buffer(&channels.centre, table),
             buffer(&sketch.codes, sketch.heads * sketch.capacity * config.words),
             buffer(&sketch.scales, sketch.heads * sketch.capacity / 2),
+            buffer(end.handle().unwrap_or(&cache.keys), 1),
             first as u32,
             rows.start as u32,
             rows.end as u32,
@@ -89,6 +115,7 @@ fn write_kernel(
     centre: &[f32],
     codes: &mut [u32],
     scales: &mut [u32],
+    length: &[u32],
     first_pair: u32,
     from: u32,
     to: u32,
@@ -101,6 +128,9 @@ fn write_kernel(
     let (chunks, words) = comptime!((config.chunks, config.words));
     let count = comptime!(2 * config.chunks);
     let head = CUBE_POS_Z;
+    let to = tokens(length, to, config.device_len);
+    let from = if comptime!(config.device_len) { to - 1 } else { from };
+    let first_pair = if comptime!(config.device_len) { (to - 1) / 2 } else { first_pair };
     let pair = first_pair + CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X;
     let mut numbers = Shared::<[f32]>::new_slice(comptime!(2 * config.chunks));
     let mut scratch = Shared::<[f32]>::new_slice(comptime!(scratch_len(1, UNITS, config.plane)));

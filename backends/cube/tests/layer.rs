@@ -4,12 +4,13 @@
 mod support;
 
 use fasa_core::sketch::{HeadPlan, Precision, quantize_row};
-use fasa_cube::append::{Tokens, append};
+use fasa_cube::append::{Tokens, append, append_before};
 use fasa_cube::attend::Cache;
 use fasa_cube::linear::{Finish, Norm, Weight, linear};
 use fasa_cube::rows::{Softmax, rms_norm};
+use fasa_cube::tape::{Tape, overwrite};
 use fasa_cube::tip::{Channels, Sketch};
-use fasa_cube::{Format, write};
+use fasa_cube::{Format, Length, write};
 use support::{download, gpu, noise, store, upload};
 
 const EPS: f32 = 1e-5;
@@ -127,8 +128,12 @@ fn tokens_are_appended() {
             let cache = Cache { format, keys, values, heads, capacity, dim };
             let [qkv_there, cos_there, sin_there] = [&qkv, &cos, &sin].map(|x| upload(&gpu, x));
             let tokens = Tokens { qkv: &qkv_there, cos: &cos_there, sin: &sin_there, turning, new };
-            let queries: Vec<f32> =
-                download(&gpu, &append(&gpu, tokens, query_heads, &cache, position).expect("shapes fit"));
+            let end = Length::on_device(Length::upload(&gpu, position + new), capacity);
+            let queries = match new {
+                1 => append_before(&gpu, tokens, query_heads, &cache, &end),
+                _ => append(&gpu, tokens, query_heads, &cache, position),
+            };
+            let queries: Vec<f32> = download(&gpu, &queries.expect("shapes fit"));
             let mut want_queries = vec![];
             for (t, token) in qkv.chunks(all * dim).enumerate() {
                 for (h, x) in token.chunks(dim).enumerate() {
@@ -213,7 +218,12 @@ fn sketch_rows_are_those_of_the_core() {
             let (codes, scales) = (upload(&gpu, &codes), upload(&gpu, &scales));
             let sketch = Sketch::new(precision, chunks, sketches, capacity, codes, scales).expect("shapes fit");
             for rows in [0..7, 7..8, 8..9, 9..9, 9..20] {
-                write::write(&gpu, &cache, &sketch, &tables, rows).expect("shapes fit");
+                let end = Length::on_device(Length::upload(&gpu, rows.end), capacity);
+                let written = match rows.len() {
+                    1 => write::write_last(&gpu, &cache, &sketch, &tables, &end),
+                    _ => write::write(&gpu, &cache, &sketch, &tables, rows),
+                };
+                written.expect("shapes fit");
             }
             let (codes, scales): (Vec<u8>, Vec<u8>) = (download(&gpu, &sketch.codes), download(&gpu, &sketch.scales));
             let (bytes, scale_bytes) = (precision.row_bytes(chunks), precision.scale_bytes());
@@ -243,4 +253,30 @@ fn sketch_rows_are_those_of_the_core() {
     let nothing = upload(&gpu, &[0u32; 2]);
     let tables = Channels { channels: nothing.clone(), scale: nothing.clone(), centre: nothing };
     assert!(write::write(&gpu, &small, &sketch, &tables, 1..3).is_err());
+}
+
+/// Launches run again with what was written into their inputs since.
+#[test]
+fn a_tape_reads_its_inputs_again() {
+    let Some(gpu) = gpu() else { return };
+    let (capacity, dim) = (8, 4);
+    let mut want = vec![0.0f32; capacity * dim];
+    let cache =
+        Cache { format: Format::F32, keys: upload(&gpu, &want), values: upload(&gpu, &want), heads: 1, capacity, dim };
+    let (qkv, len) = (upload(&gpu, &[1.0f32; 12]), Length::upload(&gpu, 1));
+    let (end, angles) = (Length::on_device(len.clone(), capacity), upload(&gpu, &[0.0f32]));
+    let tokens = Tokens { qkv: &qkv, cos: &angles, sin: &angles, turning: 0, new: 1 };
+    let launches =
+        || -> Result<_, Box<dyn std::error::Error + Send + Sync>> { Ok(append_before(&gpu, tokens, 1, &cache, &end)?) };
+    let (tape, queries) = Tape::record(&gpu.client, launches, |_| Ok(())).expect("it records");
+    want[..dim].fill(1.0);
+    for row in [1, 2, 5] {
+        let numbers = noise(row, 12);
+        overwrite(&gpu.client, &qkv, numbers.iter().map(|x| x.to_bits()).collect());
+        overwrite(&gpu.client, &len, vec![row as u32 + 1]);
+        tape.run().expect("it runs");
+        want[row * dim..(row + 1) * dim].copy_from_slice(&numbers[dim..2 * dim]);
+        assert_eq!(download::<f32>(&gpu, &queries), numbers[..dim], "row {row}");
+        assert_eq!(download::<f32>(&gpu, &cache.keys), want, "row {row}");
+    }
 }

@@ -5,9 +5,15 @@ use fasa_burn::chat::{ChatTemplate, Message, Role};
 use fasa_burn::checkpoint::Checkpoint;
 use fasa_burn::config::{GenerationConfig, ModelConfig};
 use fasa_burn::gguf::Gguf;
+use fasa_burn::method::Method;
+use fasa_burn::model::Decoder;
 use fasa_burn::text::TokenizerSettings;
+use fasa_burn::{Device, Dtype, session};
+use fasa_core::profile::ProfileView;
+use fasa_core::{Budget, FasaConfig};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// A safetensors file.
 pub fn read_weights(bytes: &[u8]) {
@@ -64,4 +70,44 @@ pub fn read_gguf(bytes: &[u8]) {
     if let Ok(checkpoint) = Checkpoint::from_gguf(read) {
         read_all(&checkpoint, bytes.len());
     }
+}
+
+/// A saved session, for the model of the fixture: as it is, and with a checksum that fits the header, so that what lies
+/// behind that is reached.
+pub fn read_session(bytes: &[u8]) {
+    static MODEL: OnceLock<(Decoder, Method)> = OnceLock::new();
+    let (decoder, fasa) = MODEL.get_or_init(model);
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    for bytes in [bytes.to_vec(), with_its_checksum(bytes)] {
+        std::fs::write(file.path(), &bytes).expect("written");
+        for method in [&Method::Dense, fasa] {
+            if let Ok(session) = session::load(file.path(), decoder, method, 1) {
+                let (tokens, cache) = (session.sequence.tokens(), session.sequence.cache());
+                assert!(tokens.len() == cache.len() && bytes.len() > 4 * tokens.len());
+            }
+        }
+    }
+}
+
+/// With the checksum of the header that it claims to have.
+fn with_its_checksum(bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    let number = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+    let header = number(12).and_then(|length| bytes.get(20..20usize.checked_add(length as usize)?));
+    if let Some(checksum) = header.map(crc32fast::hash) {
+        bytes[16..20].copy_from_slice(&checksum.to_le_bytes());
+    }
+    bytes
+}
+
+fn model() -> (Decoder, Method) {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = here.ancestors().map(|folder| folder.join("fixtures/nano")).find(|folder| folder.exists());
+    let folder = folder.expect("the fixture");
+    let config = ModelConfig::read(&folder).expect("a config");
+    let weights = Checkpoint::open(&folder).expect("weights");
+    let decoder = Decoder::load(config, &weights, &Device::flex(), Dtype::F16, &mut |_, _| {}).expect("a model");
+    let profile = std::fs::read(folder.join("fasa-default.profile")).expect("a profile");
+    let profile = ProfileView::parse(&profile).expect("a profile");
+    (decoder, Method::fasa(&profile, FasaConfig::DEFAULT, Budget::Tokens(16)).expect("it fits"))
 }

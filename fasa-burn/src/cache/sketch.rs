@@ -42,6 +42,7 @@ impl KvCache {
         if self.sketched.as_ref().is_none_or(|s| !Arc::ptr_eq(&s.plan, plan)) {
             let layers = (0..self.layout.layers).map(|_| None).collect();
             self.sketched = Some(Sketched { plan: plan.clone(), layers });
+            self.forget_recorded();
         }
         let (keys, _) = self.rows.layer(layer);
         let capacity = self.capacity;

@@ -9,6 +9,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
+use super::convert::{Bf16, F16, F32, Kept, convert, copy};
 use super::regular_file_len;
 use crate::error::{Error, Result};
 
@@ -89,27 +90,19 @@ impl Shard {
     /// The elements of one of this file's tensors as `f32`.
     pub(super) fn read_f32(&self, name: &str, info: &TensorInfo) -> Result<Vec<f32>> {
         match info.dtype {
-            Dtype::F32 => self.read(name, info, f32::from_le_bytes, |_| true),
-            Dtype::F16 => self.read(name, info, |b| f16::from_le_bytes(b).to_f32(), |_| true),
-            Dtype::BF16 => self.read(name, info, |b| bf16::from_le_bytes(b).to_f32(), |_| true),
+            Dtype::F32 => self.read(name, info, convert::<F32, f32, 4>),
+            Dtype::F16 => self.read(name, info, convert::<F16, f32, 2>),
+            Dtype::BF16 => self.read(name, info, convert::<Bf16, f32, 2>),
             other => Err(self.other_dtype(name, other)),
         }
     }
 
     /// The elements of one of this file's tensors as `f16`, if none is too large.
     pub(super) fn read_f16(&self, name: &str, info: &TensorInfo) -> Result<Vec<f16>> {
-        // Infinite only if it was so before.
-        let fits = |x: f32| !f16::from_f32(x).is_infinite() || x.is_infinite();
         match info.dtype {
-            Dtype::F32 => {
-                let wide = f32::from_le_bytes;
-                self.read(name, info, move |b| f16::from_f32(wide(b)), move |b| fits(wide(b)))
-            }
-            Dtype::BF16 => {
-                let wide = |b| bf16::from_le_bytes(b).to_f32();
-                self.read(name, info, move |b| f16::from_f32(wide(b)), move |b| fits(wide(b)))
-            }
-            Dtype::F16 => self.read(name, info, f16::from_le_bytes, |_| true),
+            Dtype::F32 => self.read(name, info, convert::<F32, f16, 4>),
+            Dtype::F16 => self.read(name, info, |elements, out| copy(elements, out, f16::from_le_bytes)),
+            Dtype::BF16 => self.read(name, info, convert::<Bf16, f16, 2>),
             other => Err(self.other_dtype(name, other)),
         }
     }
@@ -117,13 +110,9 @@ impl Shard {
     /// The elements of one of this file's tensors as `bf16`, if none is too large.
     pub(super) fn read_bf16(&self, name: &str, info: &TensorInfo) -> Result<Vec<bf16>> {
         match info.dtype {
-            Dtype::F32 => {
-                let wide = f32::from_le_bytes;
-                let fits = |x: f32| !bf16::from_f32(x).is_infinite() || x.is_infinite();
-                self.read(name, info, move |b| bf16::from_f32(wide(b)), move |b| fits(wide(b)))
-            }
-            Dtype::F16 => self.read(name, info, |b| bf16::from_f32(f16::from_le_bytes(b).to_f32()), |_| true),
-            Dtype::BF16 => self.read(name, info, bf16::from_le_bytes, |_| true),
+            Dtype::F32 => self.read(name, info, convert::<F32, bf16, 4>),
+            Dtype::F16 => self.read(name, info, convert::<F16, bf16, 2>),
+            Dtype::BF16 => self.read(name, info, |elements, out| copy(elements, out, bf16::from_le_bytes)),
             other => Err(self.other_dtype(name, other)),
         }
     }
@@ -132,14 +121,13 @@ impl Shard {
         Error::tensor(&self.path, name, format!("holds {dtype}"), "use a checkpoint in F32, F16 or BF16")
     }
 
-    /// Reads a tensor of elements of `N` bytes piece by piece, on all threads of the pool. Stops at the first element that
-    /// does not fit.
-    fn read<T: Send, const N: usize>(
+    /// Reads a tensor of elements of `N` bytes piece by piece, on all threads of the pool. `convert` names a number that does
+    /// not fit; then nothing more is read.
+    fn read<T: Kept, const N: usize>(
         &self,
         name: &str,
         info: &TensorInfo,
-        convert: impl Fn([u8; N]) -> T + Sync + Send,
-        fits: impl Fn([u8; N]) -> bool + Sync + Send,
+        convert: impl Fn(&[[u8; N]], &mut [T]) -> std::result::Result<(), f32> + Sync,
     ) -> Result<Vec<T>> {
         // The header has been checked, so this is no more than the file holds; the machine may still lack the memory.
         let elements: usize = info.shape.iter().product();
@@ -159,27 +147,20 @@ impl Shard {
         while at < end {
             let piece = at..end.min(at + PIECE_BYTES);
             let elements = self.source.bytes()[piece.clone()].as_chunks::<N>().0;
-            let split = elements.par_iter().with_min_len(SPLIT);
-            if let Some(first) = split.clone().find_first(|element| !fits(**element)) {
-                let value = widen(info.dtype, first);
-                return Err(Error::Overflow { path: self.path.clone(), tensor: name.to_owned(), value });
-            }
-            values.par_extend(split.map(|element| convert(*element)));
+            let from = values.len();
+            values.resize(from + elements.len(), T::default());
+            let pieces = values[from..].par_chunks_mut(SPLIT).zip(elements.par_chunks(SPLIT));
+            pieces.try_for_each(|(out, elements)| convert(elements, out)).map_err(|value| Error::Overflow {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                value,
+            })?;
             if let Source::Mapped(mapped) = &self.source {
                 mapped.release(piece.clone());
             }
             at = piece.end;
         }
         Ok(values)
-    }
-}
-
-/// An element that is too large for half precision, for the error that says so.
-fn widen(dtype: Dtype, element: &[u8]) -> f32 {
-    match (dtype, element) {
-        (Dtype::BF16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
-        (_, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
-        _ => f32::NAN,
     }
 }
 

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::header::{Gguf, Place};
 use super::names::{ROPE_FACTORS, Rows, interleaved, translate};
+use crate::checkpoint::Kept;
 use crate::error::{Error, Result};
 
 /// Bytes that are dequantized together, then given back to the system.
@@ -76,33 +77,25 @@ impl Gguf {
 
     /// A tensor by its own name, its rows as they lie.
     pub(super) fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        self.read(name, Rows::Same, |x| x, |_| true)
+        self.read(name, Rows::Same)
     }
 
     /// A tensor in row-major order as `f32`.
     pub(crate) fn entry_f32(&self, entry: &Entry) -> Result<Vec<f32>> {
-        self.read(&entry.name, entry.rows, |x| x, |_| true)
+        self.read(&entry.name, entry.rows)
     }
 
     /// A tensor in row-major order as `f16`, if no number is too large.
     pub(crate) fn entry_f16(&self, entry: &Entry) -> Result<Vec<f16>> {
-        let fits = |x: f32| !f16::from_f32(x).is_infinite() || x.is_infinite();
-        self.read(&entry.name, entry.rows, f16::from_f32, fits)
+        self.read(&entry.name, entry.rows)
     }
 
     /// A tensor in row-major order as `bf16`, if no number is too large.
     pub(crate) fn entry_bf16(&self, entry: &Entry) -> Result<Vec<bf16>> {
-        let fits = |x: f32| !bf16::from_f32(x).is_infinite() || x.is_infinite();
-        self.read(&entry.name, entry.rows, bf16::from_f32, fits)
+        self.read(&entry.name, entry.rows)
     }
 
-    fn read<T: Copy + Default + Send>(
-        &self,
-        name: &str,
-        rows: Rows,
-        convert: impl Fn(f32) -> T + Sync,
-        fits: impl Fn(f32) -> bool + Sync,
-    ) -> Result<Vec<T>> {
+    fn read<T: Kept>(&self, name: &str, rows: Rows) -> Result<Vec<T>> {
         let Some(Place { shape, format, start, end }) = self.tensors().get(name) else {
             return Err(Error::tensor(self.path(), name, "is missing", "use a file with the whole model"));
         };
@@ -124,18 +117,21 @@ impl Gguf {
         self.file().fetch(*start..*end);
         let group = (PIECE_BYTES / row_bytes.max(1)).max(1);
         for (piece, out) in out.chunks_mut(group * columns).enumerate() {
-            let too_large = out.par_chunks_mut(columns).enumerate().find_map_any(|(row, out)| {
-                let row = rows.source(piece * group + row, total);
-                let mut numbers = Vec::with_capacity(columns);
-                format.dequantize(&bytes[row * row_bytes..(row + 1) * row_bytes], &mut numbers);
-                for (out, number) in out.iter_mut().zip(&numbers) {
-                    *out = convert(*number);
-                }
-                numbers.into_iter().find(|number| !fits(*number))
-            });
-            if let Some(value) = too_large {
-                return Err(Error::Overflow { path: self.path().to_owned(), tensor: name.to_owned(), value });
-            }
+            let rows_of_piece = out.par_chunks_mut(columns).enumerate();
+            let converted = rows_of_piece.try_for_each_init(
+                || Vec::with_capacity(columns),
+                |numbers, (row, out)| {
+                    let row = rows.source(piece * group + row, total);
+                    numbers.clear();
+                    format.dequantize(&bytes[row * row_bytes..(row + 1) * row_bytes], numbers);
+                    T::keep(&numbers[..out.len()], out)
+                },
+            );
+            converted.map_err(|value| Error::Overflow {
+                path: self.path().to_owned(),
+                tensor: name.to_owned(),
+                value,
+            })?;
             let done = start + piece * group * row_bytes;
             self.file().release(done..(done + group * row_bytes).min(*end));
         }

@@ -5,8 +5,12 @@ mod layer;
 mod load;
 mod names;
 mod parts;
+#[cfg(feature = "cube")]
+mod replay;
 
 pub use load::LoadProgress;
+#[cfg(feature = "cube")]
+pub(crate) use replay::Recorded;
 
 use crate::cache::{KvCache, Placement};
 use crate::config::{ModelConfig, RopeScaling};
@@ -174,6 +178,12 @@ impl Decoder {
         cache.expect(cache.len() + tokens.len());
         if is_gpu(&self.device) {
             self.check_device(cache, method)?;
+            #[cfg(feature = "cube")]
+            if let ([token], Logits::Last, None, None) = (tokens, logits, &watch.observer, &watch.recorder)
+                && let Some(logits) = self.step_again(*token, cache, method)?
+            {
+                return Ok(Some(logits));
+            }
             return self.forward_chunks(tokens, cache, method, logits, watch);
         }
         // On a thread of the pool, a kernel that is shared out goes on at once; from any other, each would put the caller
@@ -204,10 +214,15 @@ impl Decoder {
                 Logits::Last => hidden.narrow(0, chunk.len() - 1, 1),
                 Logits::All => hidden,
             };
-            let logits = scaled(self.lm_head.forward(wanted), self.config.logits_multiplier);
-            rows.push(capped(logits, self.config.logits_softcap));
+            rows.push(self.logits(wanted));
         }
         Ok((!rows.is_empty()).then(|| Tensor::cat(rows, 0)))
+    }
+
+    /// `hidden` `[tokens, hidden]` to `[tokens, vocab]`.
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        let logits = scaled(self.lm_head.forward(hidden), self.config.logits_multiplier);
+        capped(logits, self.config.logits_softcap)
     }
 
     /// `tokens` of a context that is going to hold `context`.
@@ -222,21 +237,34 @@ impl Decoder {
         let (position, new, device) = (cache.len(), tokens.len(), &self.device);
         let ids: Vec<i32> = tokens.iter().map(|t| *t as i32).collect();
         let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [new]), device);
-        let embedded = self.embed_tokens.clone().select(0, ids).cast(DType::F32);
-        let mut x = scaled(embedded, self.config.embedding_multiplier);
         let usual = self.rope.angles(position, new, context, device);
         let local = self.local_rope.as_ref().map(|rope| rope.angles(position, new, context, device));
         let still = self.still(new);
+        let x = self.through_layers(ids, &usual, [local.as_ref(), still.as_ref()], cache, method, watch)?;
+        cache.advance(tokens.len());
+        Ok(x)
+    }
+
+    /// Tokens behind those in the cache; `angles` are the usual ones, and those of layers that have others.
+    fn through_layers(
+        &self,
+        ids: Tensor<1, Int>,
+        usual: &Angles,
+        [local, still]: [Option<&Angles>; 2],
+        cache: &mut KvCache,
+        method: &Method,
+        watch: &mut Watch<'_>,
+    ) -> Result<Tensor<2>> {
+        let embedded = self.embed_tokens.clone().select(0, ids).cast(DType::F32);
+        let mut x = scaled(embedded, self.config.embedding_multiplier);
         for (index, layer) in self.layers.iter().enumerate() {
             let angles = match layer.turning {
-                Turning::Usual => Some(&usual),
-                Turning::Local => local.as_ref(),
-                Turning::Still => still.as_ref(),
+                Turning::Usual => None,
+                Turning::Local => local,
+                Turning::Still => still,
             };
-            let angles = angles.unwrap_or(&usual);
-            x = layer.forward(x, index, angles, cache, method, watch)?;
+            x = layer.forward(x, index, angles.unwrap_or(usual), cache, method, watch)?;
         }
-        cache.advance(tokens.len());
         Ok(x)
     }
 

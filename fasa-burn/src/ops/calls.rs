@@ -5,6 +5,8 @@ use crate::cache::SketchTensors;
 use crate::error::Result;
 use crate::rope::Angles;
 use burn::backend::Dispatch;
+#[cfg(feature = "cube")]
+use burn::tensor::Int;
 use burn::tensor::Tensor;
 
 /// See [`FasaOps::linear`].
@@ -105,4 +107,34 @@ pub(crate) fn policy_decode(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, step: Poli
     let out = Dispatch::policy_decode(q.into_dispatch(), k.into_dispatch(), v.into_dispatch(), step);
     status.into_result()?;
     Ok(Tensor::from_dispatch(out))
+}
+
+/// See [`FasaOps::overwrite`].
+#[cfg(feature = "cube")]
+pub(crate) fn overwrite<const D: usize>(x: &Tensor<D>, numbers: &[f32]) {
+    let numbers = numbers.iter().map(|x| x.to_bits()).collect();
+    drop(Dispatch::overwrite(x.clone().into_dispatch(), numbers));
+}
+
+/// See [`FasaOps::overwrite_int`].
+#[cfg(feature = "cube")]
+pub(crate) fn overwrite_int(x: &Tensor<1, Int>, number: u32) {
+    drop(Dispatch::overwrite_int(x.clone().into_dispatch(), vec![number]));
+}
+
+/// Runs `steps` with the number of rows in use taken from the device: see [`FasaOps::take_length`].
+#[cfg(feature = "cube")]
+pub(crate) fn with_length<R>(len: &Tensor<1, Int>, most: usize, steps: impl FnOnce() -> R) -> R {
+    /// Also after a panic.
+    struct Forget;
+    impl Drop for Forget {
+        fn drop(&mut self) {
+            super::cube::forget_length();
+        }
+    }
+    drop(Dispatch::take_length(len.clone().into_dispatch(), most));
+    let forget = Forget;
+    let result = steps();
+    drop(forget);
+    result
 }

@@ -1,6 +1,7 @@
 //! The operations on GPU tensors: the kernels of `fasa-cube` over the buffers behind them. Nothing here waits for the device.
 
 mod prefill;
+mod product;
 mod tables;
 
 use super::step::note;
@@ -9,19 +10,21 @@ use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, FloatDType, Shape};
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
-use cubecl::device::WgpuDeviceKind;
 use cubecl::server::Handle;
 use fasa_core::Error;
 use fasa_cpu::Selected;
-use fasa_cube::append::{Tokens, append};
+use fasa_cube::append::{Tokens, append_before};
 use fasa_cube::attend::{Cache, Rows, attend};
 use fasa_cube::linear::{Finish, Norm, Weight, linear};
 use fasa_cube::rows::rms_norm;
 use fasa_cube::step::{Choice, step as decode};
+use fasa_cube::tape::overwrite;
 use fasa_cube::tip::Sketch;
-use fasa_cube::{Format, Gpu, write};
+use fasa_cube::{Format, Gpu, Length, write};
+use product::product;
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Up to so many tokens are better served by reading weights once per token than by a matrix product.
 const FEW_TOKENS: usize = 8;
@@ -53,7 +56,33 @@ fn tensor(like: &CubeTensor, handle: Handle, shape: impl Into<Shape>) -> CubeTen
 /// The tensor to write to; copied first if another handle reads it.
 fn own(tensor: CubeTensor) -> CubeTensor {
     let tensor = into_contiguous(tensor);
-    if tensor.can_mut() { tensor } else { tensor.copy() }
+    if tensor.can_mut() {
+        return tensor;
+    }
+    COPIES.fetch_add(1, Ordering::Relaxed);
+    tensor.copy()
+}
+
+static COPIES: AtomicU64 = AtomicU64::new(0);
+
+/// Tensors that were copied before they were written: caches lie elsewhere afterwards.
+pub(crate) fn copies() -> u64 {
+    COPIES.load(Ordering::Relaxed)
+}
+
+thread_local! {
+    /// The number of rows in use, where it is kept on the device.
+    static LENGTH: RefCell<Option<Length>> = const { RefCell::new(None) };
+}
+
+/// The rows in use: `len`, or what the device knows.
+fn length(len: usize) -> Length {
+    LENGTH.with_borrow(|kept| kept.clone()).unwrap_or(len.into())
+}
+
+/// Rows in use are those that steps say again.
+pub(crate) fn forget_length() {
+    LENGTH.set(None);
 }
 
 fn few(x: &CubeTensor) -> bool {
@@ -78,19 +107,6 @@ fn project(x: CubeTensor, norm: Option<(CubeTensor, f64)>, weight: CubeTensor, f
     match linear(&gpu(&x), &x.handle, tokens, &numbers, norm.as_ref(), &finish) {
         Ok(out) => tensor(&x, out, [tokens, written]),
         Err(error) => unreachable!("weights have the shapes that were checked when they were read: {error}"),
-    }
-}
-
-/// `lhs rhs` in f32, whatever the two are kept as.
-fn product(lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
-    // Software would spend minutes on finding the fastest of many kernels.
-    let strategy = match &lhs.device {
-        cubecl::Device::Wgpu(device) if device.kind == WgpuDeviceKind::Cpu => MatmulStrategy::Cube,
-        _ => MatmulStrategy::default(),
-    };
-    match matmul(lhs, rhs, None, strategy, DType::F32) {
-        Ok(out) => out,
-        Err(error) => panic!("the device has no kernel for a matrix product: {error:?}"),
     }
 }
 
@@ -159,7 +175,7 @@ impl FasaOps for CubeBackend {
         let ([new, width], [kv_heads, _, dim]) = (qkv.shape().dims(), k.shape().dims());
         let (query_heads, turning) = (width / dim - 2 * kv_heads, 2 * cos.shape()[2]);
         let tokens = Tokens { qkv: &qkv.handle, cos: &cos.handle, sin: &sin.handle, turning, new };
-        match append(&gpu(&qkv), tokens, query_heads, &cache(&k, &v), position) {
+        match append_before(&gpu(&qkv), tokens, query_heads, &cache(&k, &v), &length(position + new)) {
             Ok(queries) => (tensor(&qkv, queries, [new, query_heads, dim]), k, v),
             Err(error) => unreachable!("the cache was grown for these tokens: {error}"),
         }
@@ -186,7 +202,8 @@ impl FasaOps for CubeBackend {
         status: Status,
     ) -> CubeTensor {
         let [q, k, v] = [q, k, v].map(into_contiguous);
-        let attended = || attend(&gpu(&q), &q.handle, q.shape()[1], &cache(&k, &v), Rows::First(len)).map_err(refused);
+        let rows = length(len);
+        let attended = || attend(&gpu(&q), &q.handle, q.shape()[1], &cache(&k, &v), Rows::Kept(&rows)).map_err(refused);
         let out = options.expect_plain().and_then(|()| attended());
         let shape = q.shape();
         status.record(out).map_or(q.clone(), |out| tensor(&q, out, shape))
@@ -202,7 +219,12 @@ impl FasaOps for CubeBackend {
         let written = || {
             let channels = tables::channels(&k, &step.plan, step.layer)?;
             let sketch = sketch(&step.plan, &codes, &scales)?;
-            write::write(&gpu(&k), &cache(&k, &k), &sketch, &channels, step.rows.clone()).map_err(refused)
+            let end = length(step.rows.end);
+            let written = match end.is_on_device() {
+                true => write::write_last(&gpu(&k), &cache(&k, &k), &sketch, &channels, &end),
+                false => write::write(&gpu(&k), &cache(&k, &k), &sketch, &channels, step.rows.clone()),
+            };
+            written.map_err(refused)
         };
         step.status.record(written());
         (codes, scales)
@@ -220,6 +242,21 @@ impl FasaOps for CubeBackend {
         let shape = q.shape();
         let out = fasa(&q, &cache(&k, &v), [&codes, &scales], &step);
         step.status.record(out).map_or(q.clone(), |out| tensor(&q, out, shape))
+    }
+
+    fn overwrite(x: CubeTensor, numbers: Vec<u32>) -> CubeTensor {
+        overwrite(&x.client, &x.handle, numbers);
+        x
+    }
+
+    fn overwrite_int(x: CubeTensor, numbers: Vec<u32>) -> CubeTensor {
+        overwrite(&x.client, &x.handle, numbers);
+        x
+    }
+
+    fn take_length(len: CubeTensor, most: usize) -> CubeTensor {
+        LENGTH.set(Some(Length::on_device(len.handle.clone(), most)));
+        len
     }
 
     fn policy_decode(q: CubeTensor, _k: CubeTensor, _v: CubeTensor, step: PolicyStep) -> CubeTensor {
@@ -251,7 +288,7 @@ fn fasa(
     let channels = tables::channels(q, &step.plan, step.layer)?;
     let sketch = sketch(&step.plan, codes, scales)?;
     let scratch = tables::scratch(q, &step.plan, [query_heads, sketch.heads, cache.heads, sketch.capacity], choice)?;
-    let scratch = scratch.with(step.len, choice).map_err(refused)?;
+    let scratch = scratch.with(length(step.len), choice).map_err(refused)?;
     let out = gpu.words(query_heads * dim);
     decode(&gpu, &q.handle, cache, &sketch, &channels, &scratch, &out).map_err(refused)?;
     if step.recorder.is_some() {

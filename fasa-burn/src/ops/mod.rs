@@ -15,7 +15,7 @@ pub mod composed;
 #[cfg_attr(not(any(feature = "flex", feature = "ndarray")), allow(dead_code))]
 pub(crate) mod cpu;
 #[cfg(feature = "cube")]
-mod cube;
+pub(crate) mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 #[cfg(feature = "ndarray")]
@@ -120,6 +120,23 @@ pub trait FasaOps: Backend {
         scales: IntTensor<Self>,
         step: FasaStep,
     ) -> FloatTensor<Self>;
+
+    /// Writes `numbers` over the start of a tensor of 32-bit numbers, whoever else holds it: what a recorded step reads. Only where
+    /// steps are recorded.
+    fn overwrite(x: FloatTensor<Self>, _numbers: Vec<u32>) -> FloatTensor<Self> {
+        x
+    }
+
+    /// As [`overwrite`](Self::overwrite).
+    fn overwrite_int(x: IntTensor<Self>, _numbers: Vec<u32>) -> IntTensor<Self> {
+        x
+    }
+
+    /// From now on this thread's decode steps take the number of rows in use, `most` at most, from the first number of `len`
+    /// while they run, and not from their arguments. Only where steps are recorded.
+    fn take_length(len: IntTensor<Self>, _most: usize) -> IntTensor<Self> {
+        len
+    }
 
     /// One token attends to the tokens that a policy chooses.
     fn policy_decode(

@@ -55,6 +55,20 @@ pub fn is_agreement(task: &str) -> bool {
     task.starts_with("agreement/")
 }
 
+impl Summary {
+    /// What is left of what dense attention achieves: of written answers, which are scored in parts, the share of its
+    /// score; of others the share of those it got right that are right here too, or without it of all. `None` where it
+    /// achieves nothing.
+    pub fn share_of(&self, dense: Option<&Self>) -> Option<f64> {
+        let share = match dense {
+            Some(dense) if self.is_written => self.score / dense.score,
+            Some(dense) => self.right_of_dense as f64 / dense.right as f64,
+            None => self.right as f64 / self.instances as f64,
+        };
+        share.is_finite().then_some(share)
+    }
+}
+
 /// Means of the same layer.
 fn layers(cells: &[&Cell]) -> Vec<LayerAgreement> {
     let mut by_layer: BTreeMap<usize, Vec<&LayerAgreement>> = BTreeMap::new();
@@ -189,5 +203,31 @@ mod tests {
         assert!((ours.standard_error - (1.0f64 / 12.0).sqrt()).abs() < 1e-12);
         assert_eq!(ours.cache_bytes_per_step, 101);
         assert!((of("ppl", "ours").score - 4.0).abs() < 1e-9);
+    }
+    #[test]
+    fn shares_of_dense_attention() {
+        let mut results = Results::default();
+        let written =
+            |task: &str, method: &str, score: f64| Cell { texts: vec!["a".into()], ..cell(task, method, 0, score) };
+        for cell in [
+            cell("kv", "dense", 0, 1.0),
+            cell("kv", "dense", 1, 0.0),
+            cell("kv", "ours", 0, 1.0),
+            cell("kv", "ours", 1, 1.0),
+            written("qasper", "dense", 0.5),
+            written("qasper", "ours", 0.2),
+            written("hopeless", "dense", 0.0),
+            written("hopeless", "ours", 0.0),
+            cell("alone", "ours", 0, 0.0),
+        ] {
+            results.cells.insert(cell.key(), cell);
+        }
+        let all = summarize(&results, |_| true);
+        let of = |task: &str, method: &str| all.iter().find(|s| s.task == task && s.method == method);
+        let share = |task: &str| of(task, "ours").and_then(|ours| ours.share_of(of(task, "dense")));
+        assert_eq!(
+            (share("kv"), share("qasper"), share("hopeless"), share("alone")),
+            (Some(1.0), Some(0.4), None, Some(0.0))
+        );
     }
 }

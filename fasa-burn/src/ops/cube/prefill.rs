@@ -4,9 +4,8 @@
 use super::{cast, gpu, product, refused, tensor};
 use crate::ops::composed;
 use burn::backend::TensorMetadata;
-use burn::backend::ops::{AttentionModuleOptions, FloatTensorOps};
-use burn::tensor::{DType, Shape};
-use burn_cubecl::kernel::attention::{AttentionStrategy, attention};
+use burn::backend::ops::FloatTensorOps;
+use burn::tensor::Shape;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 use fasa_core::Result;
@@ -17,11 +16,6 @@ const TILE: usize = 2048;
 
 /// See [`FasaOps::causal_attention`](crate::ops::FasaOps::causal_attention).
 pub(super) fn causal_attention(q: CubeTensor, k: CubeTensor, v: CubeTensor, len: usize) -> Result<CubeTensor> {
-    if std::env::var("FASA_FLASH").is_ok()
-        && let Some(out) = flash(&q, &k, &v, len)
-    {
-        return Ok(out);
-    }
     let ([new, heads, dim], kv_heads) = (q.shape().dims(), k.shape()[0]);
     let (per_head, position) = (heads / kv_heads * new, len - new);
     let scaled = CubeBackend::float_mul_scalar(q, (1.0 / (dim as f32).sqrt()).into());
@@ -49,28 +43,4 @@ pub(super) fn causal_attention(q: CubeTensor, k: CubeTensor, v: CubeTensor, len:
     let total = tensor(&sum, softmax.total, [kv_heads, per_head, 1]);
     let out = CubeBackend::float_reshape(CubeBackend::float_div(sum, total), Shape::new([heads, new, dim]));
     Ok(CubeBackend::float_swap_dims(out, 0, 1))
-}
-
-/// In one launch, where the library has a kernel for it: whole blocks of queries, in 16 bits. The group is a dimension that keys and
-/// values are repeated along without being copied.
-fn flash(q: &CubeTensor, k: &CubeTensor, v: &CubeTensor, len: usize) -> Option<CubeTensor> {
-    let ([new, heads, dim], kv_heads) = (q.shape().dims::<3>(), k.shape()[0]);
-    if !new.is_multiple_of(128) || k.dtype() == DType::F32 || !matches!(k.device, cubecl::Device::Cuda(_)) {
-        return None;
-    }
-    let group = heads / kv_heads;
-    let queries = into_contiguous(CubeBackend::float_swap_dims(cast(q.clone(), k.dtype()), 0, 1));
-    let queries = CubeBackend::float_reshape(queries, Shape::new([kv_heads, group, new, dim]));
-    let repeated = |rows: &CubeTensor| {
-        let rows = composed::narrow::<CubeBackend>(rows.clone(), 1, 0, len);
-        CubeBackend::float_expand(
-            CubeBackend::float_swap_dims(CubeBackend::float_reshape(rows, Shape::new([1, kv_heads, len, dim])), 0, 1),
-            Shape::new([kv_heads, group, len, dim]),
-        )
-    };
-    let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
-    let strategy = AttentionStrategy::Autotune;
-    let out = attention(queries, repeated(k), repeated(v), None, None, options, strategy).ok()?;
-    let out = CubeBackend::float_reshape(cast(out, DType::F32), Shape::new([heads, new, dim]));
-    Some(CubeBackend::float_swap_dims(out, 0, 1))
 }

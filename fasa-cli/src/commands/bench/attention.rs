@@ -1,6 +1,6 @@
 //! `fasa bench attention`: one layer's attention, nothing else.
 
-use super::{in_turns, parse_length};
+use super::{HostMemory, in_turns, parse_length};
 use crate::report::{self, Format};
 use crate::settings::{DtypeName, FasaArgs, Preset};
 use anyhow::{Context, Result};
@@ -79,6 +79,8 @@ struct Report {
     budget: usize,
     preset: &'static str,
     threads: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_memory: Option<HostMemory>,
     results: Vec<Speed>,
 }
 
@@ -119,6 +121,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         budget: args.budget,
         preset: args.preset.name(),
         threads: rayon::current_num_threads(),
+        host_memory: HostMemory::of(&device, &memory),
         results: vec![],
     };
     if text {
@@ -182,5 +185,9 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         }
         report.results.push(speed);
     }
-    if text { Ok(()) } else { report::json(&report) }
+    match (text, report.host_memory) {
+        (true, Some(memory)) => report::text(format_args!("\n{}", memory.note())),
+        (true, None) => Ok(()),
+        (false, _) => report::json(&report),
+    }
 }

@@ -1,6 +1,6 @@
 //! `fasa bench decode`: tokens per second of a whole model.
 
-use super::{Turns, in_turns, median, parse_length, random_decoder};
+use super::{HostMemory, Turns, in_turns, median, parse_length, random_decoder};
 use crate::methods;
 use crate::model::LanguageModel;
 use crate::report::{self, Format};
@@ -51,6 +51,8 @@ struct Report {
     dtype: Dtype,
     threads: usize,
     weight_bytes_per_step: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_memory: Option<HostMemory>,
     results: Vec<Speed>,
 }
 
@@ -129,6 +131,7 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
         dtype,
         threads: rayon::current_num_threads(),
         weight_bytes_per_step: weights,
+        host_memory: HostMemory::of(decoder.device(), &memory),
         results: vec![],
     };
     if text {
@@ -186,5 +189,9 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
             report.results.push(speed);
         }
     }
-    if text { Ok(()) } else { report::json(&report) }
+    match (text, report.host_memory) {
+        (true, Some(memory)) => report::text(format_args!("\n{}", memory.note())),
+        (true, None) => Ok(()),
+        (false, _) => report::json(&report),
+    }
 }

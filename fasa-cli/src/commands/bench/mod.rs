@@ -10,10 +10,12 @@ use crate::settings::ModelArgs;
 use crate::{terminal, threads};
 use anyhow::Result;
 use clap::Subcommand;
+use fasa_burn::Device;
 use fasa_burn::generate::Cancel;
-use fasa_burn::measure::Memory;
+use fasa_burn::measure::{Memory, awake, memory_on_huge_pages};
 use fasa_burn::model::Decoder;
 use fasa_burn::random;
+use serde::Serialize;
 use std::time::Instant;
 
 /// Arguments of `fasa bench`.
@@ -109,6 +111,43 @@ fn in_turns<const N: usize>(
         }
     }
     Ok(Turns { seconds: seconds.map(median), bytes_per_second: median(speeds) })
+}
+
+/// What a plain loop reads from the host's memory.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct HostMemory {
+    /// From ordinary pages: what bounds are taken from, and what other tools measure.
+    ordinary_pages_bytes_per_second: f64,
+    /// From huge ones, on which weights and caches lie where the system gives them.
+    huge_pages_bytes_per_second: f64,
+}
+
+impl HostMemory {
+    /// Both by turns; `None` for a GPU.
+    fn of(device: &Device, ordinary: &Memory) -> Option<Self> {
+        const ROUNDS: usize = 7;
+        let huge = memory_on_huge_pages(device)?;
+        let (mut ordinary_speeds, mut huge_speeds) = (vec![], vec![]);
+        awake(|| {
+            for _ in 0..ROUNDS {
+                ordinary_speeds.push(ordinary.read());
+                huge_speeds.push(huge.read());
+            }
+        });
+        Some(Self {
+            ordinary_pages_bytes_per_second: median(ordinary_speeds),
+            huge_pages_bytes_per_second: median(huge_speeds),
+        })
+    }
+
+    /// For people.
+    fn note(self) -> String {
+        format!(
+            "A plain loop reads {:.1} GB/s from ordinary pages, which bounds are taken from, and {:.1} GB/s from huge ones.",
+            self.ordinary_pages_bytes_per_second / 1e9,
+            self.huge_pages_bytes_per_second / 1e9
+        )
+    }
 }
 
 fn median(mut numbers: Vec<f64>) -> f64 {

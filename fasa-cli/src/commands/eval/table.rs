@@ -53,7 +53,6 @@ fn scores(result: &Report, cells: &[&Summary], lead: &Lead) -> Result<String> {
             (String::new(), format!("{:.2} ± {:.2}", cell.score, cell.standard_error), String::new())
         } else {
             let dense = cells.iter().find(|c| c.task == cell.task && c.setting == cell.setting && c.method == "dense");
-            let dense_right = dense.map_or(cell.instances, |c| c.right);
             let (mean, error) = (100.0 * cell.score, 100.0 * cell.standard_error);
             (
                 format!("{}/{}", cell.right, cell.instances),
@@ -62,7 +61,7 @@ fn scores(result: &Report, cells: &[&Summary], lead: &Lead) -> Result<String> {
                 } else {
                     format!("{mean:.0} ± {error:.0} %")
                 },
-                format!("{:.0} %", 100.0 * cell.right_of_dense as f64 / dense_right.max(1) as f64),
+                cell.share_of(dense.copied()).map_or_else(String::new, |share| format!("{:.0} %", 100.0 * share)),
             )
         };
         let bytes = report::bytes(cell.cache_bytes_per_step);
