@@ -116,6 +116,43 @@ fn a_context_larger_than_memory() {
     }
 }
 
+/// Where each kind keeps its bytes, in figures and as a picture.
+#[test]
+fn memory_is_measured() {
+    let disk = tempfile::tempdir().expect("a folder");
+    let (folder, picture) = (disk.path().to_str().expect("UTF-8"), disk.path().join("memory.svg"));
+    let bench = ["bench", "memory", "--lengths", "2k,4k", "--steps", "3", "--budget", "64", "--cache-dir", folder];
+    let with = ["--format", "json", "--picture", picture.to_str().expect("UTF-8")];
+    let report = json(&[&bench[..], &with].concat());
+    // 16 of 32 chunks.
+    assert_eq!(report["published_memory_share"].as_f64(), Some(0.25));
+    let results = report["results"].as_array().expect("a list");
+    assert_eq!(results.len(), 6);
+    for result in results {
+        let number = |key: &str| result[key].as_f64().expect("a number");
+        let (tokens, what) = (number("tokens_in_cache"), result["what"].as_str().expect("a name"));
+        // Six layers, two KV heads, 64 dimensions in f16.
+        let dense = 6.0 * 2.0 * 256.0 * tokens;
+        assert!(number("tokens_per_second") > 0.0 && number("published_bytes_fewer") >= 1.0, "{result}");
+        match what {
+            "fasa-m" => {
+                assert!(number("tier_bytes") >= dense && number("device_bytes") < 0.4 * dense, "{result}");
+                // One layer is dense.
+                assert!(number("bytes_moved_per_step") > dense / 6.0, "{result}");
+                assert!((0.0..=1.0).contains(&number("hit_rate")), "{result}");
+            }
+            _ => {
+                assert!(number("device_bytes") >= dense && number("tier_bytes") == 0.0, "{result}");
+                assert!(result["hit_rate"].is_null() && number("bytes_moved_per_step") == 0.0, "{result}");
+            }
+        }
+    }
+    let picture = std::fs::read_to_string(picture).expect("written");
+    assert!(["fasa-m", "fasa-c", "dense", "Time per token"].iter().all(|part| picture.contains(part)));
+    refused(&[&bench[..8], &["--cache", "device"]].concat(), &["no second tier", "`--what`"]);
+    refused(&[&bench[..], &["--method", "dense"]].concat(), &["`--what`"]);
+}
+
 fn on_tmpfs(folder: &Path) -> bool {
     fasa_burn::cache::Placement::Auto(folder.to_owned()).is_in_memory()
 }

@@ -2,22 +2,23 @@
 
 mod attend;
 mod placement;
+mod sketch;
 mod stored;
 mod tiered;
 
 pub use fasa_cpu::tier::Traffic;
 pub use placement::Placement;
+pub use sketch::SketchTensors;
 
 use crate::config::ModelConfig;
 use crate::device::{failure, is_gpu, memory};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::ops::{self, SketchStep, Status};
+use crate::ops;
 use crate::rope::Angles;
-use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorCreationOptions};
-use fasa_core::policy::OwnedPlan;
+use burn::tensor::{Device, Distribution, Int, Tensor, TensorCreationOptions};
+use sketch::{SketchLayer, Sketched, whole};
 use std::path::Path;
-use std::sync::Arc;
 use tiered::Tiered;
 
 /// The cache of one sequence.
@@ -142,30 +143,6 @@ impl<T: Clone> Slot<T> {
 /// Only a panic inside `update` can leave a slot empty, and it unwinds through the owner of the cache.
 fn taken() -> ! {
     unreachable!("a cache slot is empty only while it is being written")
-}
-
-/// Sketches of all sparse layers for one plan.
-#[derive(Debug)]
-struct Sketched {
-    plan: Arc<OwnedPlan>,
-    layers: Vec<Option<SketchLayer>>,
-}
-
-/// The sketch of one layer and how many rows of it are written.
-#[derive(Debug)]
-struct SketchLayer {
-    tensors: Slot<SketchTensors>,
-    len: usize,
-}
-
-/// Handles to one layer's sketch.
-#[derive(Debug, Clone)]
-pub struct SketchTensors {
-    /// Codes, `[sketch_heads, capacity, row_bytes]` u8; on a GPU as many words as hold a row, `[.., row_words]` i32.
-    pub codes: Tensor<3, Int>,
-    /// Row scales, `[sketch_heads, capacity, 2]` u8; `[1, 1, 1]` for the float formats, which have none. On a GPU
-    /// `[sketch_heads, capacity / 2, 1]` i32.
-    pub scales: Tensor<3, Int>,
 }
 
 impl KvCache {
@@ -455,30 +432,6 @@ impl KvCache {
             }
         }
     }
-
-    /// The sketch of `layer` under `plan`, with a row for each of the first `seen` tokens. Rows that are missing are made
-    /// now: one per decode step, or all of them when FASA is turned on for a cache that has none.
-    ///
-    /// # Errors
-    /// [`crate::Error::Core`] if the plan does not fit the model.
-    fn sketch(&mut self, layer: usize, seen: usize, plan: &Arc<OwnedPlan>) -> Result<SketchTensors> {
-        if self.sketched.as_ref().is_none_or(|s| !Arc::ptr_eq(&s.plan, plan)) {
-            let layers = (0..self.layout.layers).map(|_| None).collect();
-            self.sketched = Some(Sketched { plan: plan.clone(), layers });
-            self.forget_recorded();
-        }
-        let (keys, _) = self.rows.layer(layer);
-        let capacity = self.capacity;
-        let sketched = self.sketched.as_mut().map(|s| &mut s.layers[layer]);
-        let Some(slot) = sketched else { unreachable!("set above") };
-        let sketch = slot.get_or_insert_with(|| SketchLayer::new(plan, capacity, &keys.device()));
-        if sketch.len < seen {
-            let step = SketchStep { layer, rows: sketch.len..seen, plan: plan.clone(), status: Status::default() };
-            sketch.tensors.update(|tensors| ops::write_sketch(keys, tensors, step))?;
-            sketch.len = seen;
-        }
-        Ok(sketch.tensors.get())
-    }
 }
 
 impl Rows {
@@ -501,29 +454,6 @@ impl Rows {
 /// Every use of the rows asks for the second tier first, and comes after [`KvCache::reserve`].
 fn elsewhere() -> ! {
     unreachable!("rows are on the device once room was made for them, unless they are in the second tier")
-}
-
-impl SketchLayer {
-    fn new(plan: &OwnedPlan, capacity: usize, device: &Device) -> Self {
-        let plan = plan.view();
-        let precision = plan.config().precision;
-        let bytes = precision.row_bytes(plan.chunks());
-        // GPUs read and write words; two row scales share one.
-        let (dtype, row, scales) = match (is_gpu(device), precision.scale_bytes()) {
-            (true, _) => (DType::I32, bytes.div_ceil(4), [plan.rows(), capacity / 2, 1]),
-            (false, 0) => (DType::U8, bytes, [1, 1, 1]),
-            (false, scale_bytes) => (DType::U8, bytes, [plan.rows(), capacity, scale_bytes]),
-        };
-        let table =
-            |shape: [usize; 3]| Tensor::zeros(shape, TensorCreationOptions::new(device.clone()).with_dtype(dtype));
-        let codes = table([plan.rows(), capacity, row]);
-        Self { tensors: Slot::new(SketchTensors { codes, scales: table(scales) }), len: 0 }
-    }
-}
-
-/// An even number of rows: see [`SketchLayer::new`].
-fn whole(capacity: usize) -> usize {
-    capacity.next_multiple_of(2)
 }
 
 fn zeros(shape: [usize; 3], dtype: Dtype, device: &Device) -> Tensor<3> {

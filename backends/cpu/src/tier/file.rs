@@ -151,6 +151,7 @@ fn allocate(file: &File, from: u64, to: u64) -> io::Result<()> {
             }
         }
     }
+    check_room(file, to - from)?;
     let zeros = vec![0; 1 << 20];
     let mut at = from;
     while at < to {
@@ -158,6 +159,20 @@ fn allocate(file: &File, from: u64, to: u64) -> io::Result<()> {
         write_at(file, &zeros[..some], at)?;
         at += some as u64;
     }
+    Ok(())
+}
+
+/// Refuses more than the file system has left, before it is filled for nothing.
+fn check_room(file: &File, bytes: u64) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        let system = rustix::fs::fstatvfs(file)?;
+        if system.f_bavail.saturating_mul(system.f_frsize) < bytes {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, bytes);
     Ok(())
 }
 
@@ -186,5 +201,21 @@ impl RowFile {
     /// Another handle to the file, for tests that damage it.
     pub(super) fn handle(&self) -> File {
         self.file.try_clone().expect("another handle")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_the_disk_has_is_refused_at_once() {
+        let file = tempfile::tempfile().expect("a folder for temporary files");
+        check_room(&file, 1).expect("room for a byte");
+        #[cfg(target_os = "linux")]
+        {
+            let error = check_room(&file, 1 << 60).expect_err("an exabyte");
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        }
     }
 }
