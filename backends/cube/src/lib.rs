@@ -1,14 +1,14 @@
 //! GPU kernels for frequency-aware sparse attention: one CubeCL source for CUDA, Vulkan, Metal and WebGPU.
 //!
-//! A decode step of one layer ([`step`]) is five launches, none of which waits for the host:
+//! A decode step of one layer (`step`) is five launches, none of which waits for the host:
 //!
-//! 1. [`tip`]: every sketch row is read once and scored against all query heads that share it.
-//! 2. [`combine`]: the group's importance of every token, and the largest of each few tokens.
-//! 3. [`select`]: the best N, without a sort.
-//! 4. [`attend`]: attention over the chosen rows, split over the device, and
+//! 1. `tip`: every sketch row is read once and scored against all query heads that share it.
+//! 2. `combine`: the group's importance of every token, and the largest of each few tokens.
+//! 3. `select`: the best N, without a sort.
+//! 4. `attend`: attention over the chosen rows, split over the device, and
 //! 5. the merge of its parts.
 //!
-//! Lengths can be kept on the device ([`Length`]),
+//! Lengths can be kept on the device (`Length`),
 //! so that a step can be recorded once and replayed.
 //!
 //! Buffers hold 32-bit words whatever their number format, so that one source serves devices without 16-bit types.

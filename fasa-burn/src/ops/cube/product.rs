@@ -8,7 +8,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::{ElemType, FloatKind};
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::launch::launch_ref;
-use cubek::matmul::multi_level::Strategy::{SimpleCyclicCmma, SimpleUnit};
+use cubek::matmul::multi_level::Strategy::{SimpleCyclicCmma, SimpleCyclicMma, SimpleUnit};
 use cubek::matmul::strategy::Strategy;
 use cubek::std::InputBinding;
 
@@ -21,9 +21,10 @@ pub(super) fn product(lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
     let numbers = super::gpu(&lhs).words(shape.num_elements());
     let out = super::tensor(&lhs, numbers, Shape::from(shape.to_vec()));
     let of = storage(lhs.dtype);
+    // The fastest that the device has of those that were seen to be right: docs/performance.md, "GPU".
     let mut units = vec![SimpleUnit(Default::default())];
     if lhs.dtype != DType::F32 {
-        units.insert(0, SimpleCyclicCmma(Default::default()));
+        units.splice(0..0, [SimpleCyclicMma(Default::default()), SimpleCyclicCmma(Default::default())]);
     }
     let mut refused = None;
     for strategy in units {
