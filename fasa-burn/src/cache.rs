@@ -394,21 +394,6 @@ impl KvCache {
         self.recorded.clear();
     }
 
-    /// Tokens that have a sketch row under `plan` in every layer that has a sketch.
-    #[cfg(feature = "cube")]
-    pub(crate) fn sketched_tokens(&self, plan: &Arc<OwnedPlan>) -> Option<usize> {
-        let sketched = self.sketched.as_ref().filter(|sketched| Arc::ptr_eq(&sketched.plan, plan))?;
-        sketched.layers.iter().flatten().map(|layer| layer.len).min()
-    }
-
-    /// A recorded step has written the sketch rows of the first `tokens`.
-    #[cfg(feature = "cube")]
-    pub(crate) fn note_sketched(&mut self, tokens: usize) {
-        for layer in self.sketched.iter_mut().flat_map(|s| s.layers.iter_mut().flatten()) {
-            layer.len = tokens;
-        }
-    }
-
     /// Counts `new` more tokens as held.
     pub(crate) fn advance(&mut self, new: usize) {
         self.len += new;

@@ -80,3 +80,20 @@ impl SketchLayer {
 pub(super) fn whole(capacity: usize) -> usize {
     capacity.next_multiple_of(2)
 }
+
+/// For steps that are recorded.
+#[cfg(feature = "cube")]
+impl KvCache {
+    /// Tokens that have a sketch row under `plan` in every layer that has a sketch.
+    pub(crate) fn sketched_tokens(&self, plan: &Arc<OwnedPlan>) -> Option<usize> {
+        let sketched = self.sketched.as_ref().filter(|sketched| Arc::ptr_eq(&sketched.plan, plan))?;
+        sketched.layers.iter().flatten().map(|layer| layer.len).min()
+    }
+
+    /// A recorded step has written the sketch rows of the first `tokens`.
+    pub(crate) fn note_sketched(&mut self, tokens: usize) {
+        for layer in self.sketched.iter_mut().flat_map(|s| s.layers.iter_mut().flatten()) {
+            layer.len = tokens;
+        }
+    }
+}
