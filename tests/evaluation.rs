@@ -1,15 +1,11 @@
 //! `fasa eval`, `fasa inspect --heatmap` and `fasa report` as a user runs them: every task, setting and picture, small.
 
+mod binary;
 mod fixture;
 
+use binary::{fasa, json, refused};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-
-fn fasa(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fasa"));
-    command.args(arguments).stdin(Stdio::null()).output().expect("the binary starts")
-}
 
 fn text(arguments: &[&str]) -> String {
     let output = fasa(arguments);
@@ -26,15 +22,6 @@ fn eval(arguments: &[&str]) -> Vec<Value> {
 
 fn cell<'a>(cells: &'a [Value], task: &str, method: &str) -> &'a Value {
     cells.iter().find(|c| c["task"] == task && c["method"] == method).unwrap_or_else(|| panic!("{method}: {cells:?}"))
-}
-
-fn refused(arguments: &[&str], parts: &[&str]) {
-    let output = fasa(arguments);
-    let message = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
-    for part in parts {
-        assert!(message.contains(part), "{arguments:?} should say `{part}`: {message}");
-    }
 }
 
 fn data(name: &str) -> String {
@@ -255,4 +242,86 @@ fn calibrations_are_compared() {
     assert!(text(&["overlap", &paper, &paper]).contains("100.0"));
     refused(&["overlap", &paper], &["nothing to compare"]);
     refused(&["overlap", &paper, &paper, "--chunks", "33"], &["33", "32"]);
+}
+
+#[test]
+fn evaluations_go_on_where_they_ended() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let results = folder.path().join("results.jsonl");
+    let path = results.to_str().expect("UTF-8");
+    let methods = "dense,default,paper,oracle,quest,sparq,streaming,random,snapkv,h2o,tova,rkv,default:top-p=0.9,\
+                   default:pyramid=4";
+    let common =
+        ["eval", "needle", "kv", "--tokens", "500", "--budget", "32,64", "--format", "json", "--results", path];
+    let with = |methods: &str, instances: &str| {
+        json(&[&common[..], &["--methods", methods, "--instances", instances]].concat())
+    };
+    let lines = || std::fs::read_to_string(&results).expect("written").lines().count();
+    let first = with(methods, "1");
+    // One line per run and task; dense attention has no budget.
+    assert_eq!(lines(), 2 + 2 * (1 + 13 * 2), "{first}");
+    let cells = first["results"].as_array().expect("a list");
+    assert_eq!(cells.len(), 2 * (1 + 13 * 2));
+    let of = |method: &str, budget: &str| {
+        let cell = cells.iter().find(|c| c["method"] == method && c["budget"] == budget && c["task"] == "kv");
+        cell.expect("this method ran")["cache_bytes_per_step"].as_u64().expect("a count")
+    };
+    // A row of keys and values is 256 bytes; layer 0 is dense, two KV heads share 64 rows each in the other five.
+    let seen = of("dense", "") / (6 * 2 * 256);
+    assert_eq!(of("streaming", "64"), 2 * seen * 256 + 5 * 2 * 64 * 256);
+    assert_eq!(of("random", "64"), 2 * seen * 256 + 5 * 4 * 64 * 256);
+    assert_eq!(of("oracle", "64"), of("dense", ""));
+    assert!(of("fasa (default, top-p 0.9)", "64") <= 2 * seen * 256 + 5 * 2 * (64 * 256 + seen * 64));
+
+    let before = lines();
+    assert_eq!(with(methods, "1"), first);
+    assert_eq!(lines(), before, "nothing was asked again");
+    // A run that was stopped in the middle of a line.
+    let text = std::fs::read_to_string(&results).expect("written");
+    std::fs::write(&results, &text[..text.len() - 20]).expect("written");
+    assert_eq!(with(methods, "1"), first);
+    assert_eq!(lines(), before + 1, "the cut answer, and the run that gave it again");
+    with("dense,default", "2");
+    assert_eq!(lines(), before + 1 + 2 + 2 * 3, "one more question, for three cells");
+}
+
+/// A budget that covers the text is dense attention, in perplexity too; a start token that was cut is noticed.
+#[test]
+fn perplexities_of_a_text() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = folder.path().join("text.txt");
+    std::fs::write(&text, "The otter sat by the brook and waited for rain. ".repeat(40)).expect("written");
+    let text = text.to_str().expect("UTF-8");
+    let common = ["eval", "ppl", "--text", text, "--tokens", "200", "--decoded", "40", "--instances", "1"];
+    let report =
+        json(&[&common[..], &["--methods", "dense,default,random", "--budget", "4,1000", "--format", "json"]].concat());
+    let score = |method: &str, budget: &str| {
+        let cells = report["results"].as_array().expect("a list");
+        let cell = cells.iter().find(|c| c["method"] == method && c["budget"] == budget).expect("this method ran");
+        cell["score"].as_f64().expect("a number")
+    };
+    assert!(score("dense", "") > 1.0 && score("dense", "") < 10.0, "{report}");
+    assert_eq!(score("fasa (default)", "1000"), score("dense", ""));
+    assert!(score("random", "4") > score("dense", ""), "{report}");
+    refused(&["eval", "ppl"], &["--text"]);
+    refused(&["eval", "ppl", "--text", text, "--tokens", "8000"], &["positions", "8192"]);
+    refused(&["eval", "ppl", "--text", "no-such-file"], &["no-such-file"]);
+}
+
+#[test]
+fn methods_with_wrong_settings_are_refused() {
+    let cases: [(&str, &[&str]); 5] = [
+        ("magic", &["magic", "dense, default, paper"]),
+        ("quest:chunks=8", &["quest", "chunks", "tokens-per"]),
+        ("default:chunks=99", &["chunks", "half the head dimension"]),
+        ("dense,dense", &["dense", "twice"]),
+        ("default:profile=no-such.profile", &["no-such.profile"]),
+    ];
+    for (methods, parts) in cases {
+        refused(&["eval", "kv", "--instances", "1", "--tokens", "300", "--methods", methods], parts);
+    }
+    refused(
+        &["eval", "kv", "--instances", "1", "--tokens", "300", "--methods", "h2o", "--budget", "1"],
+        &["h2o", "budget", "beside the new token"],
+    );
 }

@@ -2,7 +2,8 @@
 #![cfg(feature = "wgpu")]
 #![allow(clippy::unwrap_used)]
 
-use cubecl::Device;
+mod support;
+
 use cubecl::server::Handle;
 use fasa_core::Rows as CoreRows;
 use fasa_core::attend::attend as naive;
@@ -15,34 +16,7 @@ use fasa_cube::select::best;
 use fasa_cube::step::{Choice, Scratch, step};
 use fasa_cube::tip::{Channels, Sketch, are_halves, score, score_stride};
 use fasa_cube::{Format, Gpu, Length};
-
-/// The device, or `None` with a loud word where there is none.
-fn gpu() -> Option<Gpu> {
-    // By hand, on a machine that has it: FASA_TEST_DEVICE=cuda.
-    let device = match std::env::var("FASA_TEST_DEVICE").as_deref() {
-        Ok("cuda") => Device::cuda(0),
-        _ => Device::wgpu(Default::default()),
-    };
-    match device {
-        Ok(device) => Some(Gpu::new(device.client()).expect("a device that can run the kernels")),
-        Err(error) => {
-            eprintln!("!! SKIPPED: no GPU and no software Vulkan (mesa-vulkan-drivers): {error}");
-            None
-        }
-    }
-}
-
-fn noise(seed: usize, n: usize) -> Vec<f32> {
-    (0..n).map(|i| (((i + 1) * 7919 + seed * 104_729) * 31 % 20_011) as f32 / 10_005.0 - 1.0).collect()
-}
-
-fn upload<T: bytemuck::Pod>(gpu: &Gpu, data: &[T]) -> Handle {
-    gpu.client.create_from_slice(bytemuck::cast_slice(data))
-}
-
-fn download<T: bytemuck::Pod>(gpu: &Gpu, handle: Handle) -> Vec<T> {
-    bytemuck::pod_collect_to_vec(&gpu.client.read_one(handle).unwrap())
-}
+use support::{download, gpu, noise, upload};
 
 #[test]
 fn selection_is_exact() {
@@ -66,7 +40,7 @@ fn selection_is_exact() {
             }
             let (sinks, recent_from) = guarantees.forced(len, budget);
             let ranked = rank(&gpu, &upload(&gpu, &padded), rows, len, [sinks, recent_from]).unwrap();
-            let got: Vec<u32> = download(&gpu, best(&gpu, &ranked, budget).unwrap());
+            let got: Vec<u32> = download(&gpu, &best(&gpu, &ranked, budget).unwrap());
             for (row, (got, scores)) in got.chunks(budget).zip(values.chunks(len)).enumerate() {
                 let (mut want, mut scratch) = (vec![0; budget], vec![0; scratch_len(budget)]);
                 guarantees.pick(scores, budget, &mut scratch, &mut want).unwrap();
@@ -118,7 +92,7 @@ fn attention_is_that_of_the_oracle() {
                 _ => Rows::Chosen { positions: &list, count: chosen, lists },
             };
             let got = attend(&gpu, &upload(&gpu, &queries), heads * group, &cache, rows).unwrap();
-            let got: Vec<f32> = download(&gpu, got);
+            let got: Vec<f32> = download(&gpu, &got);
             for (h, (got, query)) in got.chunks(dim).zip(queries.chunks(dim)).enumerate() {
                 let head = h / group;
                 let at = head * capacity * dim..(head * capacity + len) * dim;
@@ -229,13 +203,13 @@ fn importance_is_that_of_the_oracle() {
             let most = length.most();
             let found = score(&gpu, &upload(&gpu, &queries), dim, group, &made.sketch, &made.channels, length).unwrap();
             let ranked = combine(&gpu, &found, together, most, [0, most]).unwrap();
-            let means: Vec<f32> = download(&gpu, ranked.values.clone());
+            let means: Vec<f32> = download(&gpu, &ranked.values);
             // Halves are rounded, and so is what is made of them.
             let (scores, rounding): (Vec<f32>, f32) = if are_halves(group) {
-                let halves: Vec<u16> = download(&gpu, found.scores.clone());
+                let halves: Vec<u16> = download(&gpu, &found.scores);
                 (halves.iter().map(|h| half::f16::from_bits(*h).to_f32()).collect(), 0.5f32.powi(11))
             } else {
-                (download(&gpu, found.scores.clone()), 0.0)
+                (download(&gpu, &found.scores), 0.0)
             };
             let want: Vec<Vec<f32>> =
                 (queries.chunks(dim).enumerate()).map(|(h, query)| made.naive(h / group, query, len)).collect();
@@ -286,8 +260,7 @@ fn a_step_is_that_of_the_oracle() {
             let out = gpu.words(heads * group * dim);
             let queries_there = upload(&gpu, &queries);
             step(&gpu, &queries_there, &cache, &made.sketch, &made.channels, &scratch, &out).unwrap();
-            let (got, positions): (Vec<f32>, Vec<u32>) =
-                (download(&gpu, out), download(&gpu, scratch.positions.clone()));
+            let (got, positions): (Vec<f32>, Vec<u32>) = (download(&gpu, &out), download(&gpu, &scratch.positions));
             for (list, chosen) in positions[..heads * lists * budget].chunks(budget).enumerate() {
                 let share = group / lists;
                 let of_list = list * share..(list + 1) * share;

@@ -1,5 +1,8 @@
 //! What tests of kernels share.
 
+// Not every test needs everything.
+#![allow(dead_code)]
+
 use cubecl::Device;
 use cubecl::server::Handle;
 use fasa_cube::{Format, Gpu};
