@@ -19,6 +19,10 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::hint::black_box;
 
+/// As in the `fasa` binary.
+#[global_allocator]
+static ALLOCATOR: fasa_cpu::HugePages = fasa_cpu::HugePages;
+
 const QUERY_HEADS: usize = 32;
 const KV_HEADS: usize = 8;
 const DIM: usize = 128;

@@ -32,14 +32,14 @@ enum Kind {
     Device(Box<Tensor<1>>),
 }
 
-/// 256 MiB of `device`'s memory.
+/// 256 MiB of `device`'s memory; of the host's on huge pages, on which weights and caches lie ([`HugePages`](crate::HugePages)).
 ///
 /// # Errors
 /// [`crate::Error::Device`] if the device fails.
 pub fn memory(device: &Device) -> Result<Memory> {
     const BYTES: usize = 256 << 20;
     if !crate::device::is_gpu(device) {
-        return Ok(Memory::new(BYTES));
+        return Ok(Memory(Kind::Host(fasa_cpu::machine::Memory::on_huge_pages(BYTES))));
     }
     let memory = Memory(Kind::Device(Box::new(Tensor::zeros([BYTES / 4], device))));
     memory.read(); // the first pass compiles
@@ -47,10 +47,9 @@ pub fn memory(device: &Device) -> Result<Memory> {
     Ok(memory)
 }
 
-/// 256 MiB of the host's memory on huge pages: see [`HugePages`](crate::HugePages). `None` for a GPU, which has pages of its own.
-pub fn memory_on_huge_pages(device: &Device) -> Option<Memory> {
-    let host = || Memory(Kind::Host(fasa_cpu::machine::Memory::on_huge_pages(256 << 20)));
-    (!crate::device::is_gpu(device)).then(host)
+/// 256 MiB of the host's memory on ordinary pages. `None` for a GPU, which has pages of its own.
+pub fn memory_on_ordinary_pages(device: &Device) -> Option<Memory> {
+    (!crate::device::is_gpu(device)).then(|| Memory::new(256 << 20))
 }
 
 impl Memory {

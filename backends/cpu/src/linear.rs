@@ -22,6 +22,9 @@ const PIECE_BYTES: usize = 32 * 1024;
 /// Pieces per thread, so that one that was held up leaves the rest to the others.
 const PIECES_PER_THREAD: usize = 4;
 
+/// Lines of 64 bytes between what is used and what is asked for: 2 KiB.
+const LINES_AHEAD: usize = 32;
+
 /// Pieces begin at multiples of this many rows, so that no two threads write one cache line of the result.
 const ROWS_PER_STEP: usize = 16;
 
@@ -230,6 +233,11 @@ fn product<S: Simd, E: Element, const Q: usize>(simd: S, row: &[E], x: [&[[f32; 
     let (fours, single) = blocks.as_chunks::<4>();
     let mut sums = [[simd.splat(0.0); Q]; 4];
     for (j, four) in fours.iter().enumerate() {
+        // Rows follow each other, so that what lies ahead is read next, or is not there to be read.
+        let ahead = four.as_ptr().cast::<[u8; 64]>().wrapping_add(LINES_AHEAD);
+        for line in 0..size_of::<[[E; LANES]; 4]>() / 64 {
+            simd.prefetch(ahead.wrapping_add(line));
+        }
         for k in 0..4 {
             let weight = E::load(simd, &four[k]);
             for q in 0..Q {

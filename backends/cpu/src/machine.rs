@@ -5,6 +5,8 @@ mod room;
 pub use room::available_memory;
 
 use crate::huge::{Pages, advised};
+use crate::isa::dispatch;
+use crate::simd::{LANES, Simd};
 use crate::team::share_each;
 use rayon::prelude::*;
 use std::hint::black_box;
@@ -13,7 +15,7 @@ use std::time::Instant;
 /// Memory to read for a measure of how fast that goes.
 #[derive(Debug)]
 pub struct Memory {
-    numbers: Vec<u64>,
+    numbers: Vec<[f32; LANES]>,
 }
 
 impl Memory {
@@ -28,10 +30,10 @@ impl Memory {
     }
 
     fn on(pages: Pages, bytes: usize) -> Self {
-        let mut numbers = vec![0u64; bytes / 8];
-        advised(numbers.as_mut_ptr(), 8 * numbers.len(), pages);
+        let mut numbers = vec![[0.0f32; LANES]; bytes / size_of::<[f32; LANES]>()];
+        advised(numbers.as_mut_ptr(), size_of_val(&numbers[..]), pages);
         // Written by the threads that read it, so that the pages are theirs.
-        numbers.par_chunks_mut(PIECE).enumerate().for_each(|(i, piece)| piece.fill(i as u64));
+        numbers.par_chunks_mut(PIECE).enumerate().for_each(|(i, piece)| piece.fill([i as f32; LANES]));
         Self { numbers }
     }
 
@@ -40,7 +42,9 @@ impl Memory {
         let start = Instant::now();
         // As kernels are shared out: threads that are kept awake take nothing else.
         share_each(self.numbers.chunks(PIECE), |_, piece| {
-            black_box(sum(piece));
+            let mut total = 0.0;
+            sum(piece, &mut total);
+            black_box(total);
         });
         match self.numbers.is_empty() {
             true => f64::NAN,
@@ -49,7 +53,7 @@ impl Memory {
     }
 }
 
-/// The median of `rounds` of [`Memory::read`] over `bytes` bytes. NaN for no round or fewer than 8 bytes.
+/// The median of `rounds` of [`Memory::read`] over `bytes` bytes. NaN for no round or fewer than 64 bytes.
 pub fn read_bandwidth(bytes: usize, rounds: usize) -> f64 {
     let memory = Memory::new(bytes);
     let mut speeds: Vec<f64> = (0..rounds).map(|_| memory.read()).collect();
@@ -57,18 +61,29 @@ pub fn read_bandwidth(bytes: usize, rounds: usize) -> f64 {
     speeds.get(rounds / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Numbers per task, 256 KiB.
-const PIECE: usize = 1 << 15;
+/// Vectors per task, 256 KiB.
+const PIECE: usize = 1 << 12;
 
-/// In enough running sums that adding never waits.
-fn sum(numbers: &[u64]) -> u64 {
-    let mut sums = [0u64; 32];
-    for block in numbers.as_chunks::<32>().0 {
-        for (sum, x) in sums.iter_mut().zip(block) {
-            *sum = sum.wrapping_add(*x);
+dispatch! {
+    /// The sum of all numbers, for which nothing but memory is waited for: four running sums, and lines are asked for as the
+    /// kernels ask for theirs.
+    fn sum(numbers: &[[f32; LANES]], out: &mut f32) = sum_kernel
+}
+
+#[inline(always)]
+fn sum_kernel<S: Simd>(simd: S, numbers: &[[f32; LANES]], out: &mut f32) {
+    /// Lines of 64 bytes between what is used and what is asked for.
+    const LINES_AHEAD: usize = 32;
+    let mut sums = [simd.splat(0.0); 4];
+    for block in numbers.as_chunks::<4>().0 {
+        for k in 0..4 {
+            simd.prefetch(block.as_ptr().wrapping_add(LINES_AHEAD + k));
+        }
+        for k in 0..4 {
+            sums[k] = simd.add(sums[k], simd.load(&block[k]));
         }
     }
-    sums.iter().fold(0, |a, b| a.wrapping_add(*b))
+    *out = simd.sum(simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3])));
 }
 
 #[cfg(test)]
@@ -78,6 +93,6 @@ mod tests {
     #[test]
     fn a_positive_number_or_none() {
         assert!(read_bandwidth(1 << 20, 3) > 1e6);
-        assert!(read_bandwidth(0, 3).is_nan() && read_bandwidth(64, 0).is_nan());
+        assert!(read_bandwidth(0, 3).is_nan() && read_bandwidth(256, 0).is_nan());
     }
 }

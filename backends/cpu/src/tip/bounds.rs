@@ -8,6 +8,7 @@
 //! Four bytes per block are kept where weights, written and read again, would be 128 per query.
 
 use super::{Ranking, SPAN, Sketches, VECTORS, score_kernel};
+use crate::ahead::Ahead;
 use crate::exp::exp2;
 use crate::isa::dispatch;
 use crate::simd::{LANES, Simd};
@@ -65,7 +66,7 @@ impl Softmax {
 
 impl Bounds {
     /// Looks at the tokens of `range`, which starts at a whole span.
-    pub(super) fn find(&mut self, sketches: &Sketches<'_>, range: Range<usize>, ranking: Ranking) {
+    pub(super) fn find(&mut self, sketches: &Sketches<'_>, range: Range<usize>, ranking: Ranking, ahead: &Ahead) {
         let group: usize = sketches.iter().map(|(_, queries)| queries.len()).sum();
         let spans = range.len().div_ceil(SPAN);
         self.weighed_with.clear();
@@ -74,16 +75,23 @@ impl Bounds {
         self.means.resize(VECTORS, [0.0; LANES]);
         self.largest.resize(spans * VECTORS_OF_BLOCKS * ranking.lists(group), [0.0; LANES]);
         self.scores.resize(VECTORS * group, [0.0; LANES]);
-        find(sketches, range, ranking, self);
+        find(sketches, range, ranking, self, ahead);
     }
 }
 
 dispatch! {
-    fn find(sketches: &Sketches<'_>, range: Range<usize>, ranking: Ranking, bounds: &mut Bounds) = find_kernel
+    fn find(sketches: &Sketches<'_>, range: Range<usize>, ranking: Ranking, bounds: &mut Bounds, ahead: &Ahead) = find_kernel
 }
 
 #[inline(always)]
-fn find_kernel<S: Simd>(simd: S, sketches: &Sketches<'_>, range: Range<usize>, ranking: Ranking, bounds: &mut Bounds) {
+fn find_kernel<S: Simd>(
+    simd: S,
+    sketches: &Sketches<'_>,
+    range: Range<usize>,
+    ranking: Ranking,
+    bounds: &mut Bounds,
+    ahead: &Ahead,
+) {
     let Bounds { largest, weighed_with, softmax, scores, means } = bounds;
     let group = scores.len() / VECTORS;
     let lists = ranking.lists(group);
@@ -93,7 +101,7 @@ fn find_kernel<S: Simd>(simd: S, sketches: &Sketches<'_>, range: Range<usize>, r
         let mut first = 0;
         for (rows, queries) in sketches {
             let rows = rows.span(range.start + from..range.start + to);
-            score_kernel(simd, &rows, queries, &mut scores[first..], group);
+            score_kernel(simd, &rows, queries, &mut scores[first..], group, &mut ahead.portion());
             first += queries.len();
         }
         clear_behind(scores, to - from, group);

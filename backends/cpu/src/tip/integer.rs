@@ -7,6 +7,7 @@
 //! transposition is shared by the queries of the group.
 
 use super::row_scales;
+use crate::ahead::Lines;
 use crate::simd::{LANES, Simd};
 use fasa_core::sketch::{Precision, SketchRows};
 
@@ -79,17 +80,18 @@ pub(super) fn score_kernel<S: Simd>(
     queries: &IntegerQueries,
     scores: &mut [[f32; LANES]],
     group: usize,
+    lines: &mut Lines,
 ) {
     // Rows of a known size are addressed by constants.
     match (rows.precision(), rows.precision().row_bytes(rows.chunks())) {
-        (Precision::Int4, 16) => score_rows::<S, 1, true>(simd, rows, queries, scores, group),
-        (Precision::Int4, 32) => score_rows::<S, 2, true>(simd, rows, queries, scores, group),
-        (Precision::Int4, 64) => score_rows::<S, 4, true>(simd, rows, queries, scores, group),
-        (Precision::Int4, _) => score_rows::<S, 8, true>(simd, rows, queries, scores, group),
-        (_, 16) => score_rows::<S, 1, false>(simd, rows, queries, scores, group),
-        (_, 32) => score_rows::<S, 2, false>(simd, rows, queries, scores, group),
-        (_, 64) => score_rows::<S, 4, false>(simd, rows, queries, scores, group),
-        _ => score_rows::<S, 8, false>(simd, rows, queries, scores, group),
+        (Precision::Int4, 16) => score_rows::<S, 1, true>(simd, rows, queries, scores, group, lines),
+        (Precision::Int4, 32) => score_rows::<S, 2, true>(simd, rows, queries, scores, group, lines),
+        (Precision::Int4, 64) => score_rows::<S, 4, true>(simd, rows, queries, scores, group, lines),
+        (Precision::Int4, _) => score_rows::<S, 8, true>(simd, rows, queries, scores, group, lines),
+        (_, 16) => score_rows::<S, 1, false>(simd, rows, queries, scores, group, lines),
+        (_, 32) => score_rows::<S, 2, false>(simd, rows, queries, scores, group, lines),
+        (_, 64) => score_rows::<S, 4, false>(simd, rows, queries, scores, group, lines),
+        _ => score_rows::<S, 8, false>(simd, rows, queries, scores, group, lines),
     }
 }
 
@@ -108,6 +110,7 @@ fn score_rows<S: Simd, const P: usize, const FOUR_BIT: bool>(
     queries: &IntegerQueries,
     scores: &mut [[f32; LANES]],
     group: usize,
+    lines: &mut Lines,
 ) {
     let all = rows.codes().as_chunks::<16>().0.as_chunks::<P>().0;
     let (blocks, rest) = all.as_chunks::<LANES>();
@@ -118,6 +121,7 @@ fn score_rows<S: Simd, const P: usize, const FOUR_BIT: bool>(
         for line in 0..P * LANES * 16 / 64 {
             simd.prefetch(ahead.wrapping_add(line));
         }
+        lines.ask(simd);
         let scale = row_scales(simd, rows.scales(), b * LANES);
         score_block::<S, P, FOUR_BIT>(simd, block, scale, queries, scores);
     }

@@ -4,6 +4,7 @@
 //! relative to the span's own largest; the second pass only multiplies each span by what that is worth.
 
 use super::{Queries, SPAN, Sketches, VECTORS, score_kernel};
+use crate::ahead::Ahead;
 use crate::exp::exp2;
 use crate::isa::dispatch;
 use crate::simd::{LANES, Simd};
@@ -25,7 +26,13 @@ struct Span {
 }
 
 /// Mean over the group of `softmax(TIP scores * scale)`, `[n]`.
-pub(crate) fn group_mean(sketches: &Sketches<'_>, scale: f32, memory: &mut Mean, importance: &mut [f32]) {
+pub(crate) fn group_mean(
+    sketches: &Sketches<'_>,
+    scale: f32,
+    memory: &mut Mean,
+    importance: &mut [f32],
+    ahead: &Ahead,
+) {
     // Weights are powers of two.
     let scale = scale * std::f32::consts::LOG2_E;
     let n = importance.len();
@@ -34,7 +41,7 @@ pub(crate) fn group_mean(sketches: &Sketches<'_>, scale: f32, memory: &mut Mean,
     memory.spans.resize(n.div_ceil(SPAN) * group, Span::default());
     let mut first = 0;
     for (rows, queries) in sketches {
-        weigh(rows, queries, scale, first, group, memory);
+        weigh(rows, queries, scale, first, group, memory, ahead);
         first += queries.len();
     }
     for g in 0..group {
@@ -51,7 +58,8 @@ pub(crate) fn group_mean(sketches: &Sketches<'_>, scale: f32, memory: &mut Mean,
 }
 
 dispatch! {
-    fn weigh(rows: &SketchRows<'_>, queries: &Queries, scale: f32, first: usize, group: usize, memory: &mut Mean) = weigh_kernel
+    fn weigh(rows: &SketchRows<'_>, queries: &Queries, scale: f32, first: usize, group: usize, memory: &mut Mean, ahead: &Ahead)
+        = weigh_kernel
 }
 
 #[inline(always)]
@@ -63,6 +71,7 @@ fn weigh_kernel<S: Simd>(
     first: usize,
     group: usize,
     memory: &mut Mean,
+    ahead: &Ahead,
 ) {
     let n = rows.len();
     let Mean { weights, spans } = memory;
@@ -70,7 +79,7 @@ fn weigh_kernel<S: Simd>(
     for ((i, weights), spans) in weights.chunks_mut(VECTORS * group).enumerate().zip(spans) {
         let (from, to) = (i * SPAN, ((i + 1) * SPAN).min(n));
         // The other sketches' queries have their places in each block before and after.
-        score_kernel(simd, &rows.span(from..to), queries, &mut weights[first..], group);
+        score_kernel(simd, &rows.span(from..to), queries, &mut weights[first..], group, &mut ahead.portion());
         let rest = (to - from) % LANES;
         for g in first..first + queries.len() {
             if rest > 0 {

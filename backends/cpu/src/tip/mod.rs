@@ -12,6 +12,7 @@ pub(crate) use integer::IntegerQueries;
 pub(crate) use mean::{Mean, group_mean};
 pub(crate) use shortlist::{Ranking, Shortlist};
 
+use crate::ahead::{Ahead, Lines};
 use crate::isa::dispatch;
 use crate::simd::{LANES, Padded, Simd, dots};
 use fasa_core::sketch::{Precision, SketchRows};
@@ -58,7 +59,7 @@ const VECTORS: usize = SPAN / LANES;
 
 dispatch! {
     /// TIP scores of all rows, `[G, n]`.
-    pub(crate) fn score(rows: &SketchRows<'_>, queries: &Queries, memory: &mut Vec<[f32; LANES]>, scores: &mut [f32])
+    pub(crate) fn score(rows: &SketchRows<'_>, queries: &Queries, memory: &mut Vec<[f32; LANES]>, scores: &mut [f32], ahead: &Ahead)
         = rows_kernel
 }
 
@@ -69,12 +70,13 @@ fn rows_kernel<S: Simd>(
     queries: &Queries,
     memory: &mut Vec<[f32; LANES]>,
     scores: &mut [f32],
+    ahead: &Ahead,
 ) {
     let (n, group) = (rows.len(), queries.len());
     memory.resize(group * VECTORS, [0.0; LANES]);
     for from in (0..n).step_by(SPAN) {
         let to = (from + SPAN).min(n);
-        score_kernel(simd, &rows.span(from..to), queries, memory, group);
+        score_kernel(simd, &rows.span(from..to), queries, memory, group, &mut ahead.portion());
         for g in 0..group {
             let out = &mut scores[g * n + from..g * n + to];
             for (out, scores) in out.chunks_mut(LANES).zip(memory.iter().skip(g).step_by(group)) {
@@ -87,11 +89,18 @@ fn rows_kernel<S: Simd>(
 /// Scores of up to [`SPAN`] rows against all queries, in blocks of sixteen rows: a block is `group` vectors, of which the
 /// first are written, one per query. Lanes past the last row hold anything.
 #[inline(always)]
-fn score_kernel<S: Simd>(simd: S, rows: &SketchRows<'_>, queries: &Queries, scores: &mut [[f32; LANES]], group: usize) {
+fn score_kernel<S: Simd>(
+    simd: S,
+    rows: &SketchRows<'_>,
+    queries: &Queries,
+    scores: &mut [[f32; LANES]],
+    group: usize,
+    lines: &mut Lines,
+) {
     match queries {
-        Queries::Integer(queries) => integer::score_kernel(simd, rows, queries, scores, group),
+        Queries::Integer(queries) => integer::score_kernel(simd, rows, queries, scores, group, lines),
         Queries::Float(queries) if rows.precision() == Precision::F16 => {
-            half_kernel(simd, rows.codes().as_chunks::<2>().0, queries, 2 * rows.chunks(), scores, group);
+            half_kernel(simd, rows.codes().as_chunks::<2>().0, queries, 2 * rows.chunks(), scores, group, lines);
         }
         Queries::Float(queries) => decode_kernel(simd, rows, queries, scores, group),
         // This format is there to compare with: it sums in the reference's order, to the bit.
@@ -116,12 +125,13 @@ fn half_kernel<S: Simd>(
     channels: usize,
     scores: &mut [[f32; LANES]],
     group: usize,
+    lines: &mut Lines,
 ) {
     // Rows of a known size are addressed by constants.
     match channels {
-        32 => half_rows::<S, 2>(simd, codes.as_chunks().0, queries, scores, group),
-        64 => half_rows::<S, 4>(simd, codes.as_chunks().0, queries, scores, group),
-        128 => half_rows::<S, 8>(simd, codes.as_chunks().0, queries, scores, group),
+        32 => half_rows::<S, 2>(simd, codes.as_chunks().0, queries, scores, group, lines),
+        64 => half_rows::<S, 4>(simd, codes.as_chunks().0, queries, scores, group, lines),
+        128 => half_rows::<S, 8>(simd, codes.as_chunks().0, queries, scores, group, lines),
         _ => {
             for (r, row) in codes.chunks_exact(channels).enumerate() {
                 for g in 0..queries.len() {
@@ -141,8 +151,10 @@ fn half_rows<S: Simd, const B: usize>(
     queries: &Padded,
     scores: &mut [[f32; LANES]],
     group: usize,
+    lines: &mut Lines,
 ) {
     for (rows, scores) in codes.as_chunks::<B>().0.chunks(LANES).zip(scores.chunks_mut(group)) {
+        lines.ask(simd);
         for first in (0..rows.len()).step_by(4) {
             // Rows past the end repeat the last one.
             let last = rows.len() - 1;

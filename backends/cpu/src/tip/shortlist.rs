@@ -6,6 +6,7 @@
 
 use super::bounds::{Bounds, Softmax, VECTORS_OF_BLOCKS};
 use super::{SPAN, Sketches, VECTORS, score_kernel};
+use crate::ahead::{Ahead, Lines};
 use crate::exp::exp2;
 use crate::isa::dispatch;
 use crate::simd::{LANES, Simd};
@@ -72,9 +73,9 @@ pub(crate) fn pays(seen: usize, budget: usize) -> bool {
 pub(crate) const STRETCH: usize = SPAN;
 
 /// The first pass over the tokens of `range`, which starts at a multiple of [`STRETCH`].
-pub(crate) fn look(sketches: &Sketches<'_>, range: Range<usize>, ranking: Ranking) -> Stretch {
+pub(crate) fn look(sketches: &Sketches<'_>, range: Range<usize>, ranking: Ranking, ahead: &Ahead) -> Stretch {
     let mut bounds = Bounds::default();
-    bounds.find(sketches, range, ranking);
+    bounds.find(sketches, range, ranking, ahead);
     Stretch(bounds)
 }
 
@@ -96,6 +97,7 @@ pub(crate) fn pick(
     memory: &mut Shortlist,
     entries: &mut [u64],
     out: &mut [u32],
+    ahead: &Ahead,
 ) -> Result<()> {
     let group: usize = sketches.iter().map(|(_, queries)| queries.len()).sum();
     let lists = ranking.lists(group);
@@ -105,7 +107,7 @@ pub(crate) fn pick(
     let mut own = std::mem::take(&mut memory.bounds);
     let stretches: Vec<&Bounds> = match stretches {
         [] => {
-            own.find(sketches, 0..seen, ranking);
+            own.find(sketches, 0..seen, ranking, ahead);
             vec![&own]
         }
         stretches => stretches.iter().map(|stretch| &stretch.0).collect(),
@@ -269,7 +271,7 @@ fn score_again_kernel<S: Simd>(
     for run in runs {
         let mut first = 0;
         for (rows, queries) in sketches {
-            score_kernel(simd, &rows.span(run.clone()), queries, &mut scores[first..], group);
+            score_kernel(simd, &rows.span(run.clone()), queries, &mut scores[first..], group, &mut Lines::default());
             first += queries.len();
         }
         for (i, scores) in scores.chunks_exact(group).take(run.len().div_ceil(LANES)).enumerate() {

@@ -12,7 +12,7 @@ use anyhow::Result;
 use clap::Subcommand;
 use fasa_burn::Device;
 use fasa_burn::generate::Cancel;
-use fasa_burn::measure::{Memory, awake, memory_on_huge_pages};
+use fasa_burn::measure::{Memory, awake, memory_on_ordinary_pages};
 use fasa_burn::model::Decoder;
 use fasa_burn::random;
 use serde::Serialize;
@@ -113,20 +113,20 @@ fn in_turns<const N: usize>(
     Ok(Turns { seconds: seconds.map(median), bytes_per_second: median(speeds) })
 }
 
-/// What a plain loop reads from the host's memory.
+/// What a loop that does nothing else reads from the host's memory.
 #[derive(Debug, Clone, Copy, Serialize)]
 struct HostMemory {
-    /// From ordinary pages: what bounds are taken from, and what other tools measure.
+    /// From ordinary pages.
     ordinary_pages_bytes_per_second: f64,
-    /// From huge ones, on which weights and caches lie where the system gives them.
+    /// From huge ones, on which weights and caches lie where the system gives them: what bounds are taken from.
     huge_pages_bytes_per_second: f64,
 }
 
 impl HostMemory {
     /// Both by turns; `None` for a GPU.
-    fn of(device: &Device, ordinary: &Memory) -> Option<Self> {
+    fn of(device: &Device, huge: &Memory) -> Option<Self> {
         const ROUNDS: usize = 7;
-        let huge = memory_on_huge_pages(device)?;
+        let ordinary = memory_on_ordinary_pages(device)?;
         let (mut ordinary_speeds, mut huge_speeds) = (vec![], vec![]);
         awake(|| {
             for _ in 0..ROUNDS {
@@ -143,9 +143,9 @@ impl HostMemory {
     /// For people.
     fn note(self) -> String {
         format!(
-            "A plain loop reads {:.1} GB/s from ordinary pages, which bounds are taken from, and {:.1} GB/s from huge ones.",
-            self.ordinary_pages_bytes_per_second / 1e9,
-            self.huge_pages_bytes_per_second / 1e9
+            "A loop that asks ahead reads {:.1} GB/s from huge pages, which bounds are taken from, and {:.1} GB/s from ordinary ones.",
+            self.huge_pages_bytes_per_second / 1e9,
+            self.ordinary_pages_bytes_per_second / 1e9
         )
     }
 }
