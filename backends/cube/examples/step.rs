@@ -13,7 +13,7 @@ use fasa_cube::combine::{Importance, combine_into, rank};
 use fasa_cube::select::best_into;
 use fasa_cube::step::{Choice, Scratch, step};
 use fasa_cube::tip::{Channels, Scores, Sketch, score_into, score_stride};
-use fasa_cube::{Format, Gpu, Length};
+use fasa_cube::{Format, Gpu, Length, Traits};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -142,6 +142,11 @@ impl Bench {
     }
 }
 
+/// The device as one whose cubes cannot wait for each other: a step takes five launches.
+fn apart(gpu: &Gpu) -> Gpu {
+    Gpu { traits: Traits { together: 0, ..gpu.traits }, ..gpu.clone() }
+}
+
 /// A layer's buffers.
 struct Layer {
     cache: Cache,
@@ -179,7 +184,7 @@ fn main() {
     let quick = std::env::var("FASA_QUICK").is_ok();
     println!("copy: {:.2} TB/s, {} processors", bandwidth / 1e12, bench.gpu.traits.processors);
     println!(
-        "{:>6} {:>8}  {:22} {:>9} {:>9} {:>9} {:>9} {:>6} {:>7}",
+        "{:>6} {:>8}  {:30} {:>9} {:>9} {:>9} {:>9} {:>6} {:>7}",
         "batch", "tokens", "", "device", "replayed", "launched", "bound", "share", "x SDPA"
     );
     let sizes = match quick {
@@ -205,12 +210,19 @@ fn main() {
             let stride = score_stride(tokens);
             let sets: Vec<Handle> = (0..8).map(|_| bench.noise(rows * stride, 0x007f_ffff, 0x3f80_0000)).collect();
             let positions = bench.gpu.words(rows * BUDGET);
-            let times = bench.time(sets.len(), |i| {
-                let importance = rank(&bench.gpu, &sets[i], rows, tokens, [4, tokens - 16]).unwrap();
-                best_into(&bench.gpu, &importance, BUDGET, &positions).unwrap();
+            let guaranteed = [4, tokens - 16];
+            let there: Vec<Importance> =
+                sets.iter().map(|set| rank(&bench.gpu, set, rows, tokens, guaranteed).unwrap()).collect();
+            let met = bench.time(sets.len(), |i| best_into(&bench.gpu, &there[i], BUDGET, &positions).unwrap());
+            let apart = apart(&bench.gpu);
+            let alone = bench.time(sets.len(), |i| {
+                let importance = rank(&apart, &sets[i], rows, tokens, guaranteed).unwrap();
+                best_into(&apart, &importance, BUDGET, &positions).unwrap();
             });
-            let Times { device, replayed, launched } = times;
-            println!("[{rows:2}, {tokens:6}] device {device:.1}, replayed {replayed:.1}, launched {launched:.1}");
+            println!(
+                "[{rows:2}, {tokens:6}] device {:.1}, replayed {:.1}, launched {:.1}; a cube per list, two launches: device {:.1}",
+                met.device, met.replayed, met.launched, alone.device
+            );
         }
     }
 }
@@ -240,12 +252,12 @@ fn table(bench: &mut Bench, batch: usize, tokens: usize, bandwidth: f64, peer: O
         let Times { device, replayed, launched } = times;
         let against = peer.map_or(String::new(), |peer| format!("{:.2}", peer / device));
         println!(
-            "{batch:6} {tokens:8}  {name:22} {device:9.1} {replayed:9.1} {launched:9.1} {bound:9.1} {:5.0}% {against:>7}",
+            "{batch:6} {tokens:8}  {name:30} {device:9.1} {replayed:9.1} {launched:9.1} {bound:9.1} {:5.0}% {against:>7}",
             100.0 * bound / device
         );
     };
     if let Some(peer) = peer {
-        println!("{batch:6} {tokens:8}  {:22} {peer:9.1}", "PyTorch SDPA");
+        println!("{batch:6} {tokens:8}  {:30} {peer:9.1}", "PyTorch SDPA");
     }
     let kept = Length::on_device(Length::upload(&bench.gpu, tokens), tokens);
     let dense = bench.time(layers, |i| {
@@ -277,14 +289,28 @@ fn table(bench: &mut Bench, batch: usize, tokens: usize, bandwidth: f64, peer: O
         if std::env::var("FASA_STAGES").is_ok() && per_head == 1 {
             stages(bench, &made, &sketched, &channels, name);
         }
-        let scratch = Scratch::new(&bench.gpu, query_heads, sketches, heads, kept.clone(), choice).unwrap();
-        let times = bench.time(layers, |i| {
-            let Layer { cache, queries, out } = &made[i];
-            step(&bench.gpu, queries, cache, &sketched[i], &channels, &scratch, out).unwrap();
-        });
         let scale_bytes = precision.scale_bytes();
         let sketch_bytes = sketches * tokens * (precision.row_bytes(chunks) + scale_bytes);
-        row(name, times, sketch_bytes + heads * choice.lists * BUDGET * DIM * 4);
+        let bytes = sketch_bytes + heads * choice.lists * BUDGET * DIM * 4;
+        let steps = |gpu: &Gpu| {
+            let scratch = Scratch::new(gpu, query_heads, sketches, heads, kept.clone(), choice).unwrap();
+            bench.time(layers, |i| {
+                let Layer { cache, queries, out } = &made[i];
+                step(gpu, queries, cache, &sketched[i], &channels, &scratch, out).unwrap();
+            })
+        };
+        if per_head == 1 {
+            row(name, steps(&bench.gpu), bytes);
+        }
+        if per_head == 1 && std::env::var("FASA_STAGES").is_ok() {
+            for until in 1..6 {
+                fasa_cube::UNTIL.store(until, std::sync::atomic::Ordering::Relaxed);
+                print!("  until {until}: {:.1}", steps(&bench.gpu).device);
+            }
+            println!();
+            fasa_cube::UNTIL.store(9, std::sync::atomic::Ordering::Relaxed);
+        }
+        row(&format!("{name}, 5 launches"), steps(&apart(&bench.gpu)), bytes);
     }
 }
 
@@ -294,7 +320,7 @@ fn stages(bench: &mut Bench, made: &[Layer], sketched: &[Sketch], channels: &Cha
     let (heads, tokens) = (cache.heads, cache.capacity);
     let query_heads = heads * QUERY_HEADS / KV_HEADS;
     let group = query_heads / heads;
-    let gpu = &bench.gpu;
+    let gpu = &apart(&bench.gpu);
     let scores = Scores::empty(gpu, heads, group, tokens.into());
     let importance = Importance::empty(gpu, &scores, heads).guarantee(4, 16);
     let positions = gpu.words(heads * BUDGET);

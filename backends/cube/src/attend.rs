@@ -6,6 +6,8 @@
 //! and adds up values; what teams and cubes have found is merged by the usual rule for partial softmaxes.
 
 mod kernel;
+pub(crate) mod rows;
+mod weights;
 
 use crate::device::{Gpu, buffer};
 use crate::error::{Result, ensure};
@@ -67,8 +69,19 @@ pub enum Rows<'a> {
 /// Less than any score.
 const NOTHING: f32 = -1.0e30;
 
+/// Where the rows of a cube are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Config {
+pub(crate) enum Source {
+    /// The first of the cache.
+    First,
+    /// Where a list of positions says.
+    Chosen,
+    /// Where the cube's own list says.
+    Own,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Config {
     format: Format,
     native_half: bool,
     dim: usize,
@@ -85,7 +98,7 @@ struct Config {
     rows: usize,
     batches: usize,
     plane: u32,
-    chosen: bool,
+    source: Source,
     /// Whether the cube's result is the whole one.
     whole: bool,
     /// Whether the number of rows is read from the device.
@@ -103,7 +116,7 @@ impl Config {
     }
 
     /// Partial results of a cube in shared memory.
-    const fn parts(&self) -> usize {
+    pub const fn parts(&self) -> usize {
         if self.plane > 0 { self.teams } else { self.slots() }
     }
 }
@@ -201,6 +214,33 @@ pub fn attend_into(
     Ok(())
 }
 
+/// Teams for rows that a cube of `units` units has chosen itself, for `group` query heads: a few rows, as many at once as there
+/// are units for.
+pub(crate) fn plan_own(gpu: &Gpu, cache: &Cache, group: usize, units: usize) -> Result<(Config, usize)> {
+    let (words, vector) = cache.vectors()?;
+    let lanes = (words / vector).next_power_of_two().min(32);
+    let plane = gpu.traits.plane;
+    let team = if plane > 0 { 32 } else { units };
+    let config = Config {
+        format: cache.format,
+        native_half: gpu.traits.native_half,
+        dim: cache.dim,
+        group,
+        padded: group.next_power_of_two(),
+        lanes,
+        vectors: (words / vector).div_ceil(lanes),
+        team,
+        teams: units / team,
+        rows: 1,
+        batches: 1,
+        plane,
+        source: Source::Own,
+        whole: false,
+        device_len: false,
+    };
+    Ok((config, vector))
+}
+
 /// Shape of cubes, how many share a list's rows, and rows per cube.
 fn plan(
     gpu: &Gpu,
@@ -234,7 +274,7 @@ fn plan(
         rows,
         batches,
         plane,
-        chosen,
+        source: if chosen { Source::Chosen } else { Source::First },
         whole: false,
         device_len: false,
     };

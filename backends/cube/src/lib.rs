@@ -27,6 +27,7 @@ pub mod driver;
 mod error;
 mod length;
 pub mod linear;
+mod meet;
 pub mod numbers;
 pub mod rows;
 pub mod select;
@@ -41,3 +42,6 @@ pub use device::{Gpu, Traits};
 pub use error::{Error, Result};
 pub use length::Length;
 pub use numbers::Format;
+
+#[doc(hidden)]
+pub static UNTIL: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(9);

@@ -1,0 +1,243 @@
+//! A decode step in one launch: cubes score their tokens, agree on the softmax and on the bar, attend to those of their tokens
+//! that were chosen, and bring together what they found.
+//!
+//! Tokens are dealt out in blocks of 32, so that neighbours, which are often chosen together, are in different cubes.
+
+use super::bar::{Search, find_bar, share};
+use super::choose::{choose, note};
+use super::finish::{finish, tell_part};
+use super::mail::{close, open, sweep};
+use super::score::{Kept, find_keys, meet_softmax, read_rows, score_share};
+use super::values::MOST;
+use super::{DIM, Mail, UNITS};
+use crate::attend::rows::attend_rows;
+use crate::attend::{Cache, Config as Attend, plan_own};
+use crate::combine::Importance;
+use crate::device::{Gpu, buffer};
+use crate::error::Result;
+use crate::length::tokens;
+use crate::tip::fold::{ask, fold};
+use crate::tip::kernel::Rows;
+use crate::tip::{Channels, Config as Tip, Scores, Sketch, plan as plan_tip, score_words};
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+
+/// Numbers of the order in which positive floats lie: half an octave holds as many as `2^22`.
+const OCTAVES: u32 = 28;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Config {
+    pub tip: Tip,
+    pub search: Search,
+    pub attend: Attend,
+    pub dim: usize,
+    /// Whether scores are kept in the memory of all.
+    pub spills: bool,
+    device_len: bool,
+    pub until: u32,
+}
+
+/// A step that can be launched.
+pub(crate) struct Plan {
+    config: Config,
+    vectors: (usize, usize),
+}
+
+/// How to take a step at once, or `None` where it needs several launches: more lists than processors, lists that are no
+/// sketch's query heads or of a single one, long rows, or more tokens than cubes have room for. `room` are the most tokens.
+pub(crate) fn plan(
+    gpu: &Gpu,
+    cache: &Cache,
+    sketch: &Sketch,
+    scores: &Scores,
+    mail: &Mail,
+    room: usize,
+    budget: usize,
+) -> Result<Option<Plan>> {
+    let (layout, group) = (mail.layout, scores.group);
+    if layout.group != group || cache.dim > DIM || cache.heads != sketch.heads {
+        return Ok(None);
+    }
+    let units = UNITS.min(gpu.traits.max_units);
+    // In steps of whole rounds, so that kernels are compiled for a few lengths only.
+    let rows = [4, 2].into_iter().find(|rows| layout.tokens(room) >= 2 * rows * units as usize).unwrap_or(1);
+    let tokens = layout.tokens(room).next_multiple_of(units as usize * rows);
+    let most = if layout.ties < 1024 { 256 } else { MOST };
+    let search = Search { units, plane: gpu.traits.plane, tokens, most, layout };
+    let (tip, vector) = plan_tip(gpu, sketch, group, units, rows)?;
+    let (attend, cache_vector) = plan_own(gpu, cache, group, units as usize)?;
+    let folded = group * (2 * sketch.chunks + 2 * sketch.words() + 2);
+    let parts = attend.parts() * group * cache.dim + group * cache.dim + layout.cubes * group * 4;
+    let ours = tokens + most + 4 * layout.ties + layout.bins + 2 * units as usize + folded + parts + 4096;
+    let words = gpu.traits.shared_memory / 4;
+    let spills = ours + tokens * score_words(group) > words;
+    if ours > words || budget > most {
+        return Ok(None);
+    }
+    let config = Config { tip, search, attend, dim: cache.dim, spills, device_len: scores.len.is_on_device(), until: crate::UNTIL.load(std::sync::atomic::Ordering::Relaxed) };
+    Ok(Some(Plan { config, vectors: (vector, cache_vector) }))
+}
+
+/// Takes the step that was planned.
+pub(crate) fn launch(
+    gpu: &Gpu,
+    plan: &Plan,
+    queries: &Handle,
+    cache: &Cache,
+    sketch: &Sketch,
+    channels: &Channels,
+    scores: &Scores,
+    importance: &Importance,
+    mail: &Mail,
+    budget: usize,
+    [positions, out]: [&Handle; 2],
+) {
+    let Plan { config, vectors: (vector, cache_vector) } = plan;
+    let (layout, heads, lists) = (config.search.layout, scores.heads, cache.heads);
+    let table = 2 * sketch.chunks * sketch.heads;
+    let cache_words = cache.heads * cache.capacity * cache.dim / cache.format.per_word();
+    // Scores that are spilled lie where those of several launches would.
+    let words = score_words(scores.group);
+    let score_vector = [4, 2, 1].into_iter().find(|v| words.is_multiple_of(*v)).unwrap_or(1);
+    let spilled = scores.sketches() * scores.stride * words / score_vector;
+    let factor = 1.0 / (cache.dim as f32).sqrt();
+    // SAFETY: the lengths are those of `Scratch`, `Sketch`, `Channels` and `Cache`; rows and tokens past the length are neither
+    // read nor chosen, positions are written below the budget, and no more cubes are launched than run at once.
+    unsafe {
+        whole_kernel::launch_unchecked(
+            &gpu.client,
+            CubeCount::Static(layout.cubes as u32, lists as u32, 1),
+            CubeDim::new_1d(config.search.units),
+            *vector,
+            *cache_vector,
+            score_vector,
+            buffer(queries, heads * cache.dim),
+            buffer(&channels.channels, table),
+            buffer(&channels.scale, table),
+            buffer(&sketch.codes, sketch.heads * sketch.capacity * sketch.words() / vector),
+            buffer(&sketch.scales, sketch.heads * sketch.capacity / 2),
+            buffer(scores.len.handle().unwrap_or(queries), 1),
+            buffer(&cache.keys, cache_words / cache_vector),
+            buffer(&cache.values, cache_words / cache_vector),
+            buffer(&scores.scores, spilled),
+            buffer(positions, lists * budget),
+            buffer(out, heads * cache.dim),
+            buffer(&mail.words, lists * layout.of_list()),
+            scores.len.most() as u32,
+            sketch.capacity as u32,
+            cache.capacity as u32,
+            scores.stride as u32,
+            cache.dim as u32,
+            budget as u32,
+            importance.sinks as u32,
+            importance.recent as u32,
+            factor,
+            *config,
+        );
+    }
+}
+
+#[cube(launch_unchecked)]
+fn whole_kernel<N: Size, V: Size, S: Size>(
+    queries: &[f32],
+    channels: &[u32],
+    scale: &[f32],
+    codes: &[Vector<u32, N>],
+    scales: &[u32],
+    length: &[u32],
+    keys: &[Vector<u32, V>],
+    values: &[Vector<u32, V>],
+    spill: &mut [Vector<u32, S>],
+    positions: &mut [u32],
+    out: &mut [f32],
+    mail: &mut [Atomic<u32>],
+    most_tokens: u32,
+    sketch_capacity: u32,
+    capacity: u32,
+    score_stride: u32,
+    dim: u32,
+    budget: u32,
+    sinks: u32,
+    recent: u32,
+    factor: f32,
+    #[comptime] config: Config,
+) {
+    let (cube, list) = (CUBE_POS_X, CUBE_POS_Y as usize);
+    let asked = ask(channels, scale, list, config.tip);
+    let search = comptime!(config.search);
+    let len = tokens(length, most_tokens, config.device_len);
+    let boxes = open(mail, list, search.layout);
+    let mut share = share(cube, len, search);
+    let (rows, words) = comptime!((config.tip.spans.rows, config.tip.score_words()));
+    let (width, score_width) = (N::value(), S::value());
+    let vectors = comptime!(config.tip.words / width);
+    let row = list * sketch_capacity as usize;
+    let mut next =
+        Rows::<N> { codes: Array::<Vector<u32, N>>::new(comptime!(rows * vectors)), scales: Array::<u32>::new(rows) };
+    read_rows::<N>(&mut next, codes, scales, row, UNIT_POS, cube, len, config);
+    let folded = fold(queries, &asked, dim, list, config.tip);
+    let mut kept = Kept {
+        own: Shared::<[u32]>::new_slice(comptime!(if config.spills { 1 } else { words * config.search.tokens })),
+        at: list * score_stride as usize * comptime!(words / score_width),
+    };
+    let mut seen = score_share::<N, S>(
+        &mut next, codes, scales, &folded, &mut kept, spill, row, &share, len, factor, config,
+    );
+    if comptime!(config.until == 1) {
+        if seen.total[0] == 12345.678f32 {
+            out[0] = kept.own[UNIT_POS as usize] as f32;
+        }
+        terminate!();
+    }
+    sweep(mail, &boxes, cube as usize, true, search.units, search.layout);
+    let softmax = meet_softmax(&mut seen, mail, &boxes, cube, config);
+    if comptime!(config.until == 2) {
+        sync_cube();
+        close(mail, &boxes, cube as usize, 0u32);
+        terminate!();
+    }
+    let recent_from = max(len, recent) - recent;
+    find_keys::<S>(&mut share, &kept, spill, &softmax, len, sinks, recent_from, config);
+    if comptime!(config.until == 3) {
+        sync_cube();
+        close(mail, &boxes, cube as usize, 0u32);
+        terminate!();
+    }
+    let forced = sinks + recent;
+    let wanted = budget - forced;
+    // The importances of all tokens sum up to 1, so that the last wanted one is at most as large as one over their number.
+    let highest = u32::reinterpret(1.0f32 / max(f32::cast_from(wanted), 1.0f32)) | 0x8000_0000;
+    let shift = comptime!(OCTAVES - config.search.layout.bins.ilog2());
+    let lowest = highest - comptime!(1u32 << OCTAVES);
+    let bar = find_bar(&mut share, mail, &boxes, len, wanted, len - forced, lowest, shift, search);
+    if comptime!(config.until == 4) {
+        sync_cube();
+        close(mail, &boxes, cube as usize, bar.rounds);
+        terminate!();
+    }
+    let chosen = choose(&mut share, mail, &boxes, &bar, search);
+    if comptime!(config.until == 5) {
+        sync_cube();
+        close(mail, &boxes, cube as usize, bar.rounds);
+        terminate!();
+    }
+    let found = attend_rows::<V>(
+        queries,
+        keys,
+        values,
+        length,
+        &chosen.list,
+        list,
+        list,
+        0u32,
+        chosen.count,
+        chosen.count,
+        capacity,
+        factor,
+        config.attend,
+    );
+    tell_part(mail, &boxes, &found, cube, config);
+    note(&mut share, mail, &boxes, &chosen, positions, list * budget as usize, budget, search);
+    finish(mail, &boxes, out, list, cube, config);
+    close(mail, &boxes, cube as usize, bar.rounds);
+}
