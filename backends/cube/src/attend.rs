@@ -97,6 +97,8 @@ pub(crate) struct Config {
     /// Rows per unit that are scored together, and how often before the tile is done.
     rows: usize,
     batches: usize,
+    /// Batches that are asked for before they are needed, where there are several: a part of them.
+    ahead: usize,
     plane: u32,
     source: Source,
     /// Whether the cube's result is the whole one.
@@ -233,6 +235,7 @@ pub(crate) fn plan_own(gpu: &Gpu, cache: &Cache, group: usize, units: usize) -> 
         teams: units / team,
         rows: 1,
         batches: 1,
+        ahead: 1,
         plane,
         source: Source::Own,
         whole: false,
@@ -273,6 +276,7 @@ fn plan(
         teams,
         rows,
         batches,
+        ahead: if batches.is_multiple_of(2) { 2 } else { 1 },
         plane,
         source: if chosen { Source::Chosen } else { Source::First },
         whole: false,

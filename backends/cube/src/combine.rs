@@ -203,7 +203,7 @@ pub fn rank(
     ensure(sinks <= recent_from && recent_from <= len, "recent_from", "it lies after the sinks and not after the end")?;
     let (stride, spans) = (score_stride(len), Spans::new(len, rows, gpu.traits.processors as usize));
     let (values, recent) = (values.clone(), len - recent_from);
-    if let Some(layout) = Layout::new(gpu, rows, 1).filter(|_| claim()) {
+    if let Some(layout) = Layout::new(gpu, rows, 1).filter(|_| claim(gpu)) {
         let mail = Some(Mail::empty(gpu, layout, rows));
         let maxima = values.clone();
         return Ok(Importance { values, stride, rows, len: len.into(), maxima, spans, sinks, recent, mail });

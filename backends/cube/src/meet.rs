@@ -9,8 +9,8 @@
 //! A cube that waits needs the others to run. [`Traits::together`](crate::Traits) says how many cubes surely run at once: as
 //! many as there are processors where waiting is safe at all, since a cube of [`UNITS`] units fits on each (the compiler is
 //! told the number of units, and keeps their registers within a processor's). Streams of two threads could each have half of
-//! the device and wait for the other half for ever, so one thread per process may launch cubes that meet (`claim`); others
-//! take five launches a step.
+//! the device and wait for the other half for ever, so one thread of a process at a time may launch cubes that meet (`claim`);
+//! others take five launches a step.
 //!
 //! A cube gives up waiting after about a second; then the result is no number, and so are those of later launches.
 
@@ -25,7 +25,8 @@ pub(crate) mod whole;
 use crate::device::{Gpu, buffer};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
-use std::sync::Mutex;
+use cubecl_environment::stream::StreamId;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::ThreadId;
 
 /// Units of a cube that meets others.
@@ -52,7 +53,7 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// For `lists` lists of `group` query heads, or `None` where no two cubes... or fewer cubes than lists run at once.
+    /// For `lists` lists of `group` query heads, or `None` where fewer cubes than lists run at once.
     pub fn new(gpu: &Gpu, lists: usize, group: usize) -> Option<Self> {
         let cubes = gpu.traits.together as usize / lists.max(1);
         let roomy = gpu.traits.shared_memory >= 160 * 1024;
@@ -138,13 +139,44 @@ fn empty_kernel(words: &mut [u32], count: u32) {
     }
 }
 
-/// The thread whose cubes may wait for each other.
-static HOLDER: Mutex<Option<ThreadId>> = Mutex::new(None);
+/// The thread whose cubes may wait for each other, and its stream.
+struct Holder {
+    thread: ThreadId,
+    alive: Weak<()>,
+    stream: StreamId,
+}
 
-/// Whether this thread's launches may meet: the first thread that asks may, until the process ends.
-pub(crate) fn claim() -> bool {
-    let mut holder = HOLDER.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    *holder.get_or_insert_with(|| std::thread::current().id()) == std::thread::current().id()
+static HOLDER: Mutex<Option<Holder>> = Mutex::new(None);
+
+thread_local! {
+    /// Lives as long as the thread.
+    static ALIVE: Arc<()> = Arc::new(());
+}
+
+/// Whether this thread's launches may meet: those of the first thread that asks may. When it has ended, and its stream is done,
+/// another takes its place.
+pub(crate) fn claim(gpu: &Gpu) -> bool {
+    claim_after(|stream| {
+        let mut client = gpu.client.clone();
+        // SAFETY: nothing is launched there, only waited for.
+        unsafe { client.set_stream(stream) };
+        cubecl::future::block_on(client.sync()).is_ok()
+    })
+}
+
+/// As [`claim`], where `wait` says whether a stream is done.
+fn claim_after(wait: impl FnOnce(StreamId) -> bool) -> bool {
+    let mut holder = HOLDER.lock().unwrap_or_else(PoisonError::into_inner);
+    let thread = std::thread::current().id();
+    let free = match holder.as_ref() {
+        Some(held) if held.thread == thread => return true,
+        Some(held) => held.alive.strong_count() == 0 && wait(held.stream),
+        None => true,
+    };
+    if free {
+        *holder = Some(Holder { thread, alive: ALIVE.with(Arc::downgrade), stream: StreamId::current() });
+    }
+    free
 }
 
 #[cfg(test)]
@@ -152,10 +184,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_thread_may_meet() {
-        let first = std::thread::spawn(claim).join();
-        let second = std::thread::spawn(claim).join();
-        assert!(!(first.is_ok_and(|may| may) && second.is_ok_and(|may| may)));
+    fn one_thread_at_a_time_may_meet() {
+        let (end, wait) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = std::sync::mpsc::channel();
+        let first = std::thread::spawn(move || {
+            let _ = tell.send(claim_after(|_| true) && claim_after(|_| false));
+            let _ = wait.recv();
+        });
+        assert_eq!(told.recv(), Ok(true));
+        let other = |done: bool| std::thread::spawn(move || claim_after(|_| done)).join();
+        assert!(matches!(other(true), Ok(false)));
+        drop(end);
+        assert!(first.join().is_ok());
+        // Its stream is not done, then it is.
+        assert!(matches!(other(false), Ok(false)));
+        assert!(matches!(other(true), Ok(true)));
     }
 
     #[test]

@@ -89,7 +89,7 @@ pub fn best(gpu: &Gpu, importance: &Importance, budget: usize) -> Result<Handle>
 pub fn best_into(gpu: &Gpu, importance: &Importance, budget: usize, positions: &Handle) -> Result<()> {
     let config = plan(gpu, importance, budget)?;
     let len = importance.len.most();
-    if let Some(mail) = importance.mail.as_ref().filter(|_| claim())
+    if let Some(mail) = importance.mail.as_ref().filter(|_| claim(gpu))
         && let Some(search) = values::plan(gpu, mail, len, budget)
     {
         values::launch(gpu, importance, mail, search, budget, positions);

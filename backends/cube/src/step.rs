@@ -100,7 +100,7 @@ pub fn step(
     let Scratch { scores, importance, positions, choice, .. } = scratch;
     let query_heads = scores.heads;
     ensure(importance.rows == cache.heads * choice.lists, "scratch", "it was made for another number of KV heads")?;
-    if let Some(mail) = scratch.mail.as_ref().filter(|_| claim()) {
+    if let Some(mail) = scratch.mail.as_ref().filter(|_| claim(gpu)) {
         if let Some(plan) = whole::plan(gpu, cache, sketch, scores, mail, scratch.room, choice.budget)? {
             let kept = [positions, out];
             whole::launch(gpu, &plan, queries, cache, sketch, channels, scores, importance, mail, choice.budget, kept);

@@ -130,21 +130,55 @@ pub(crate) fn attend_rows<N: Size>(
     let team_weights = team * comptime!(tile * padded);
 
     let mut begin = begin;
+    // Rows on their way: keys of a tile batch by batch, then values, then keys of the next tile. Where a tile is one batch it
+    // waits for its keys and values together.
+    let ahead = comptime!(if config.batches == 1 { 2usize } else { config.ahead });
+    let held = comptime!(config.rows * config.vectors);
+    let mut coming = Array::<Vector<u32, N>>::new(comptime!(ahead * held));
+    if comptime!(batches > 1) {
+        #[unroll]
+        for b in 0..ahead {
+            let first_row = begin + team as u32 * comptime!(tile as u32) + (comptime!(b * rows * slots) + slot) as u32;
+            let read = load_rows::<N>(keys, positions, own, first_row, lane, count, list, head, capacity, config);
+            #[unroll]
+            for i in 0..held {
+                coming[b * held + i] = read[i];
+            }
+        }
+    }
     // All teams take the same number of steps, since some devices let only the whole cube wait.
     while begin < stop {
         let first = begin + team as u32 * comptime!(tile as u32);
-        // Where a team has few rows it waits for keys and values together.
-        let mut ahead = Array::<Vector<u32, N>>::new(comptime!(if batches == 1 { rows * config.vectors } else { 1 }));
+        if comptime!(batches == 1) {
+            let first_row = first + slot as u32;
+            let read = load_rows::<N>(keys, positions, own, first_row, lane, count, list, head, capacity, config);
+            let next = load_rows::<N>(values, positions, own, first_row, lane, count, list, head, capacity, config);
+            #[unroll]
+            for i in 0..held {
+                coming[i] = read[i];
+                coming[held + i] = next[i];
+            }
+        }
         #[unroll]
         for b in 0..batches {
             let mut parts = Array::<f32>::new(comptime!(rows * padded));
-            let first_row = first + (comptime!(b * rows * slots) + slot) as u32;
-            let loaded = load_rows::<N>(keys, positions, own, first_row, lane, count, list, head, capacity, config);
-            if comptime!(batches == 1) {
-                let next = load_rows::<N>(values, positions, own, first_row, lane, count, list, head, capacity, config);
+            let mut loaded = Array::<Vector<u32, N>>::new(held);
+            #[unroll]
+            for i in 0..held {
+                loaded[i] = coming[comptime!(b % ahead * held) + i];
+            }
+            if comptime!(batches > 1) {
+                // What lies `ahead` batches ahead.
+                let after = comptime!(b + ahead);
+                let at = first + (comptime!(after % batches * rows * slots) + slot) as u32;
+                let read = if comptime!(after < batches) {
+                    load_rows::<N>(keys, positions, own, at, lane, count, list, head, capacity, config)
+                } else {
+                    load_rows::<N>(values, positions, own, at, lane, count, list, head, capacity, config)
+                };
                 #[unroll]
-                for i in 0..comptime!(rows * config.vectors) {
-                    ahead[i] = next[i];
+                for i in 0..held {
+                    coming[comptime!(b % ahead * held) + i] = read[i];
                 }
             }
             #[unroll]
@@ -184,18 +218,24 @@ pub(crate) fn attend_rows<N: Size>(
         sync_team(config);
         #[unroll]
         for b in 0..batches {
-            let first_row = first + (comptime!(b * rows * slots) + slot) as u32;
-            let mut loaded = Array::<Vector<u32, N>>::new(comptime!(rows * config.vectors));
-            if comptime!(batches == 1) {
+            let mut loaded = Array::<Vector<u32, N>>::new(held);
+            let turn = comptime!((batches + b) % ahead * held);
+            #[unroll]
+            for i in 0..held {
+                loaded[i] = coming[turn + i];
+            }
+            if comptime!(batches > 1) {
+                let after = comptime!(b + ahead);
+                let step = comptime!((if after < batches { 0 } else { config.teams * tile }) as u32);
+                let at = first + step + (comptime!(after % batches * rows * slots) + slot) as u32;
+                let read = if comptime!(after < batches) {
+                    load_rows::<N>(values, positions, own, at, lane, count, list, head, capacity, config)
+                } else {
+                    load_rows::<N>(keys, positions, own, at, lane, count, list, head, capacity, config)
+                };
                 #[unroll]
-                for i in 0..comptime!(rows * config.vectors) {
-                    loaded[i] = ahead[i];
-                }
-            } else {
-                let now = load_rows::<N>(values, positions, own, first_row, lane, count, list, head, capacity, config);
-                #[unroll]
-                for i in 0..comptime!(rows * config.vectors) {
-                    loaded[i] = now[i];
+                for i in 0..held {
+                    coming[turn + i] = read[i];
                 }
             }
             #[unroll]

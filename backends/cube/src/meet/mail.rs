@@ -74,8 +74,9 @@ fn wipe(mail: &mut [Atomic<u32>], from: usize, count: usize, #[comptime] units: 
 /// A word that another cube leaves. 0 if it never comes.
 #[cube]
 pub(crate) fn take(mail: &mut [Atomic<u32>], at: usize, lost: &Shared<[Atomic<u32>]>) -> u32 {
-    let mut word = mail[at].load();
+    let mut word = 0u32.runtime();
     let mut tries = 0u32.runtime();
+    // The only load of this word: of two, the compiler takes the second for the first.
     while word == 0 && tries < PATIENCE {
         word = mail[at].load();
         tries += 1u32;

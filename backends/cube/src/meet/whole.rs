@@ -127,7 +127,6 @@ pub(crate) fn launch(
             sketch.capacity as u32,
             cache.capacity as u32,
             scores.stride as u32,
-            cache.dim as u32,
             budget as u32,
             importance.sinks as u32,
             importance.recent as u32,
@@ -155,7 +154,6 @@ fn whole_kernel<N: Size, V: Size, S: Size>(
     sketch_capacity: u32,
     capacity: u32,
     score_stride: u32,
-    dim: u32,
     budget: u32,
     sinks: u32,
     recent: u32,
@@ -174,8 +172,26 @@ fn whole_kernel<N: Size, V: Size, S: Size>(
     let row = list * sketch_capacity as usize;
     let mut next =
         Rows::<N> { codes: Array::<Vector<u32, N>>::new(comptime!(rows * vectors)), scales: Array::<u32>::new(rows) };
+    // Queries are on their way together with channel numbers and rows.
+    let query_numbers = comptime!(config.tip.group * config.dim);
+    let per_unit = comptime!((config.tip.group * config.dim).div_ceil(config.search.units as usize));
+    let mut coming = Array::<f32>::new(per_unit);
+    #[unroll]
+    for k in 0..per_unit {
+        let i = min(comptime!(k * config.search.units as usize) + UNIT_POS as usize, comptime!(query_numbers - 1));
+        coming[k] = queries[list * query_numbers + i];
+    }
     read_rows::<N>(&mut next, codes, scales, row, UNIT_POS, cube, len, config);
-    let folded = fold(queries, &asked, dim, list, config.tip);
+    let mut asking = Shared::<[f32]>::new_slice(query_numbers);
+    #[unroll]
+    for k in 0..per_unit {
+        let i = comptime!(k * config.search.units as usize) + UNIT_POS as usize;
+        if i < query_numbers {
+            asking[i] = coming[k];
+        }
+    }
+    sync_cube();
+    let folded = fold(&asking, &asked, comptime!(config.dim as u32), 0usize, config.tip);
     let mut kept = Kept {
         own: Shared::<[u32]>::new_slice(comptime!(if config.spills { 1 } else { words * config.search.tokens })),
         at: list * score_stride as usize * comptime!(words / score_width),
@@ -185,24 +201,18 @@ fn whole_kernel<N: Size, V: Size, S: Size>(
     );
     if comptime!(config.until == 1) {
         if seen.total[0] == 12345.678f32 {
-            out[0] = kept.own[UNIT_POS as usize] as f32;
+            out[0] = f32::cast_from(kept.own[UNIT_POS as usize]);
         }
-        terminate!();
     }
+    if comptime!(config.until > 1) {
     sweep(mail, &boxes, cube as usize, true, search.units, search.layout);
     let softmax = meet_softmax(&mut seen, mail, &boxes, cube, config);
-    if comptime!(config.until == 2) {
-        sync_cube();
-        close(mail, &boxes, cube as usize, 0u32);
-        terminate!();
-    }
+    if comptime!(config.until == 2) { sync_cube(); close(mail, &boxes, cube as usize, 0u32); }
+    if comptime!(config.until > 2) {
     let recent_from = max(len, recent) - recent;
     find_keys::<S>(&mut share, &kept, spill, &softmax, len, sinks, recent_from, config);
-    if comptime!(config.until == 3) {
-        sync_cube();
-        close(mail, &boxes, cube as usize, 0u32);
-        terminate!();
-    }
+    if comptime!(config.until == 3) { sync_cube(); close(mail, &boxes, cube as usize, share.keys[0] & 0u32); }
+    if comptime!(config.until > 3) {
     let forced = sinks + recent;
     let wanted = budget - forced;
     // The importances of all tokens sum up to 1, so that the last wanted one is at most as large as one over their number.
@@ -210,17 +220,13 @@ fn whole_kernel<N: Size, V: Size, S: Size>(
     let shift = comptime!(OCTAVES - config.search.layout.bins.ilog2());
     let lowest = highest - comptime!(1u32 << OCTAVES);
     let bar = find_bar(&mut share, mail, &boxes, len, wanted, len - forced, lowest, shift, search);
-    if comptime!(config.until == 4) {
-        sync_cube();
-        close(mail, &boxes, cube as usize, bar.rounds);
-        terminate!();
-    }
+    if comptime!(config.until == 4) { sync_cube(); close(mail, &boxes, cube as usize, bar.rounds); }
+    if comptime!(config.until > 4) {
     let chosen = choose(&mut share, mail, &boxes, &bar, search);
-    if comptime!(config.until == 5) {
-        sync_cube();
-        close(mail, &boxes, cube as usize, bar.rounds);
-        terminate!();
-    }
+    if comptime!(config.until == 5) { 
+        note(&mut share, mail, &boxes, &chosen, positions, list * budget as usize, budget, search);
+        sync_cube(); close(mail, &boxes, cube as usize, bar.rounds); }
+    if comptime!(config.until > 5) {
     let found = attend_rows::<V>(
         queries,
         keys,
@@ -240,4 +246,5 @@ fn whole_kernel<N: Size, V: Size, S: Size>(
     note(&mut share, mail, &boxes, &chosen, positions, list * budget as usize, budget, search);
     finish(mail, &boxes, out, list, cube, config);
     close(mail, &boxes, cube as usize, bar.rounds);
+    }}}}}
 }
