@@ -268,11 +268,15 @@ fn table(bench: &mut Bench, batch: usize, tokens: usize, bandwidth: f64, peer: O
         println!("{batch:6} {tokens:8}  {:30} {peer:9.1}", "PyTorch SDPA");
     }
     let kept = Length::on_device(Length::upload(&bench.gpu, tokens), tokens);
-    let dense = bench.time(layers, |i| {
-        let Layer { cache, queries, out } = &made[i];
-        attend_into(&bench.gpu, queries, query_heads, cache, Rows::Kept(&kept), out).unwrap();
-    });
-    row("dense", dense, words * 8);
+    for tune in [822, 812, 1611, 1621, 421, 424, 414] {
+        fasa_cube::TUNE.store(tune, std::sync::atomic::Ordering::Relaxed);
+        let dense = bench.time(layers, |i| {
+            let Layer { cache, queries, out } = &made[i];
+            attend_into(&bench.gpu, queries, query_heads, cache, Rows::Kept(&kept), out).unwrap();
+        });
+        row(&format!("dense {tune}"), dense, words * 8);
+    }
+    fasa_cube::TUNE.store(822, std::sync::atomic::Ordering::Relaxed);
     for (name, precision, chunks, per_head, choice) in presets() {
         let sketches = heads * per_head;
         let row_words = Sketch::row_words(precision, chunks);

@@ -259,6 +259,8 @@ fn plan(
     let vectors = vectors_of_row.div_ceil(lanes);
     let padded = group.next_power_of_two();
     let (team, teams) = (32, if plane > 0 { if padded > 4 { 4 } else { 8 } } else { 1 });
+    let tune = crate::TUNE.load(std::sync::atomic::Ordering::Relaxed);
+    let teams = if plane > 0 && count * lists >= 64 * gpu.traits.processors as usize { tune / 100 } else { teams };
     let rows = (16 / padded).clamp(1, 4);
     let slots = team / lanes;
     // Few rows are read by as many units as there are; many rows in tiles of one row per unit of the team.
@@ -276,7 +278,7 @@ fn plan(
         teams,
         rows,
         batches,
-        ahead: if batches.is_multiple_of(2) { 2 } else { 1 },
+        ahead: if batches.is_multiple_of(2) { tune / 10 % 10 } else { 1 },
         plane,
         source: if chosen { Source::Chosen } else { Source::First },
         whole: false,
@@ -284,7 +286,7 @@ fn plan(
     };
     let step = config.tile() * teams;
     // No more cubes than run at the same time.
-    let wanted = (2 * gpu.traits.processors as usize / lists).max(1);
+    let wanted = (tune % 10 * gpu.traits.processors as usize / lists).max(1);
     let per_cube = if few { step } else { count.div_ceil(wanted).next_multiple_of(step) };
     let splits = count.div_ceil(per_cube);
     config.whole = splits == 1;

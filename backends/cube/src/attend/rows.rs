@@ -9,7 +9,10 @@ use cubecl::prelude::*;
 #[derive(CubeType)]
 pub(crate) struct Found {
     sums: Shared<[f32]>,
-    tops: Shared<[f32]>,
+    /// How much a team's part counts for.
+    shares: Shared<[f32]>,
+    /// The largest score of each query head.
+    highest: Shared<[f32]>,
     totals: Shared<[f32]>,
 }
 
@@ -313,33 +316,47 @@ pub(crate) fn attend_rows<N: Size>(
         }
     }
     sync_cube();
-    Found { sums: found_sums, tops, totals }
+    // How much each team's part counts for.
+    let mut shares = Shared::<[f32]>::new_slice(comptime!(config.teams * group));
+    let mut highest = Shared::<[f32]>::new_slice(group);
+    let mut i = UNIT_POS as usize;
+    while i < comptime!(config.teams * group) {
+        let g = i % group;
+        let mut top = tops[g];
+        for t in 1..comptime!(config.teams) {
+            top = max(top, tops[t * group + g]);
+        }
+        shares[i] = (tops[i] - top).exp();
+        if i < group {
+            highest[g] = top;
+        }
+        i += comptime!(config.team * config.teams);
+    }
+    sync_cube();
+    Found { sums: found_sums, shares, highest, totals }
 }
 
 /// Number `i` of the cube's result, `[group, dim]`.
 #[cube]
 pub(crate) fn number_found(found: &Found, i: usize, #[comptime] config: Config) -> Number {
-    let (dim, group, parts) = comptime!((config.dim, config.group, config.parts()));
+    let (dim, group) = comptime!((config.dim, config.group));
     let g = i / dim;
-    let mut top = found.tops[g];
-    for t in 1..comptime!(config.teams) {
-        top = max(top, found.tops[t * group + g]);
-    }
     let mut sum = 0.0f32;
     let mut all = 0.0f32;
     if comptime!(config.plane > 0) {
-        for t in 0..parts {
-            let share = (found.tops[t * group + g] - top).exp();
+        #[unroll]
+        for t in 0..comptime!(config.teams) {
+            let share = found.shares[t * group + g];
             sum += found.sums[t * comptime!(group * dim) + i] * share;
             all += found.totals[t * group + g] * share;
         }
     } else {
-        for t in 0..parts {
+        for t in 0..comptime!(config.parts()) {
             sum += found.sums[t * comptime!(group * dim) + i];
         }
         for t in 0..comptime!(config.team) {
             all += found.totals[t * group + g];
         }
     }
-    Number { top, sum, all }
+    Number { top: found.highest[g], sum, all }
 }

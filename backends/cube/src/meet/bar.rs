@@ -80,8 +80,8 @@ pub(crate) fn is_above(key: u32, token: u32, bar: &Bar) -> bool {
     select(bar.by_place, by_place, key > bar.to)
 }
 
-/// Finds the bar that `wanted` of the `total` tokens of a list reach which take part. The first histogram starts at key
-/// `origin` and has bins of `2^shift` keys; keys below count for its first bin, those above for the last. `len` tokens.
+/// Finds the bar that `wanted` of the `total` tokens of a list reach which take part. The share's keys were counted in bins that
+/// start at `origin` and have `2^shift` keys each; keys below count for the first bin, those above for the last. `len` tokens.
 #[cube]
 pub(crate) fn find_bar(
     share: &mut Share,
@@ -112,26 +112,6 @@ pub(crate) fn find_bar(
     let mut going = wanted > 0;
     while going {
         let at = boxes.now + comptime!(search.layout.bins_at()) + bar.rounds as usize * comptime!(search.layout.bins);
-        let mut i = UNIT_POS;
-        while i < bins {
-            share.bins[i as usize].store(0u32);
-            i += comptime!(search.units);
-        }
-        sync_cube();
-        // Fewer tokens than are wanted: all of them, from the first bin on.
-        if UNIT_POS < 3 {
-            share.state[answer + UNIT_POS as usize] = 0u32;
-        }
-        let mut i = UNIT_POS;
-        while i < share.count {
-            let rank = rank_of(share.keys[i as usize], token_at(i, share.cube, search.layout), &bar);
-            if rank >= bar.from && rank <= bar.to {
-                let bin = min((max(rank, low) - low) >> shift, bins - 1u32);
-                share.bins[bin as usize].fetch_add(1u32);
-            }
-            i += comptime!(search.units);
-        }
-        sync_cube();
         tell_counts(share, mail, at, bar.left, search);
         add_counts(share, mail, boxes, at, bar.left, total, search);
         let bin = share.state[answer];
@@ -160,8 +140,38 @@ pub(crate) fn find_bar(
         }
         going = workgroup_uniform_load(&share.state[answer + 3]) == 1;
         total = workgroup_uniform_load(&share.state[answer + 2]);
+        if going {
+            clear_bins(share, search);
+            sync_cube();
+            let mut i = UNIT_POS;
+            while i < share.count {
+                let rank = rank_of(share.keys[i as usize], token_at(i, share.cube, search.layout), &bar);
+                if rank >= bar.from && rank <= bar.to {
+                    count_rank(share, rank, low, shift, search);
+                }
+                i += comptime!(search.units);
+            }
+            sync_cube();
+        }
     }
     bar
+}
+
+/// Empties the cube's histogram.
+#[cube]
+pub(crate) fn clear_bins(share: &mut Share, #[comptime] search: Search) {
+    let mut i = UNIT_POS as usize;
+    while i < comptime!(search.layout.bins) {
+        share.bins[i].store(0u32);
+        i += comptime!(search.units as usize);
+    }
+}
+
+/// Counts a rank in the bins that start at `origin`, of `2^shift` ranks each.
+#[cube]
+pub(crate) fn count_rank(share: &mut Share, rank: u32, origin: u32, shift: u32, #[comptime] search: Search) {
+    let bin = min((max(rank, origin) - origin) >> shift, comptime!(search.layout.bins as u32 - 1));
+    share.bins[bin as usize].fetch_add(1u32);
 }
 
 /// Adds the cube's counts to those of the list. Bins so low that the cube alone has as many tokens above as are wanted count as
@@ -169,6 +179,10 @@ pub(crate) fn find_bar(
 #[cube]
 fn tell_counts(share: &mut Share, mail: &mut [Atomic<u32>], at: usize, wanted: u32, #[comptime] search: Search) {
     let per_unit = comptime!(search.layout.bins as u32 / search.units);
+    // Fewer tokens than are wanted: all of them, from the first bin on.
+    if UNIT_POS < 3 {
+        share.state[comptime!(search.units as usize + 4) + UNIT_POS as usize] = 0u32;
+    }
     // Unit 0 has the last bins.
     let last = comptime!(search.layout.bins as u32 - 1) - per_unit * UNIT_POS;
     let mut mine = Array::<u32>::new(comptime!(per_unit as usize));
@@ -194,6 +208,8 @@ fn tell_counts(share: &mut Share, mail: &mut [Atomic<u32>], at: usize, wanted: u
         before += here;
     }
     if comptime!(search.plane > 0) {
+        // What planes exchange is between the units that are there.
+        sync_plane();
         rest = plane_sum(rest);
         if UNIT_POS % search.plane == 0 && rest > 0u32 {
             mail[at].fetch_add(rest);

@@ -42,15 +42,32 @@ pub(crate) fn choose(
     let mut places = Shared::<[u32]>::new_slice(ties);
     let taken = Shared::<[Atomic<u32>]>::new_slice(1usize);
     let every = bar.content <= bar.left;
+    // A bit for each of the unit's tokens.
+    let words = comptime!(search.tokens.div_ceil(32 * search.units as usize));
+    let mut aboves = Array::<u32>::new(words);
+    let mut ats = Array::<u32>::new(words);
     let mut packed = 0u32.runtime();
-    let mut i = UNIT_POS;
-    while i < share.count {
-        let (key, t) = (share.keys[i as usize], token_at(i, share.cube, search.layout));
-        let rank = rank_of(key, t, bar);
-        let tie = rank >= bar.from && rank <= bar.to;
-        packed += select(is_above(key, t, bar) || (tie && every), 0x1_0000u32, select(tie, 1u32, 0u32));
-        i += comptime!(search.units);
+    #[unroll]
+    for w in 0..words {
+        let mut highs = 0u32.runtime();
+        let mut middles = 0u32.runtime();
+        let mut bit = 1u32.runtime();
+        let mut i = UNIT_POS + comptime!(w as u32 * 32 * search.units);
+        while i < share.count && bit != 0u32 {
+            let (key, t) = (share.keys[i as usize], token_at(i, share.cube, search.layout));
+            let rank = rank_of(key, t, bar);
+            let tie = rank >= bar.from && rank <= bar.to;
+            let high = is_above(key, t, bar) || (tie && every);
+            highs |= select(high, bit, 0u32);
+            middles |= select(tie && !high, bit, 0u32);
+            bit <<= 1u32;
+            i += comptime!(search.units);
+        }
+        packed += (highs.count_ones() << 16u32) + middles.count_ones();
+        aboves[w] = highs;
+        ats[w] = middles;
     }
+    sync_cube();
     let sums = cube_scan(packed, &mut share.state, search.units, search.plane);
     let (above, own) = (sums.all >> 16u32, min(sums.all & 0xffffu32, ties as u32));
     if UNIT_POS == 0 {
@@ -66,25 +83,31 @@ pub(crate) fn choose(
     let slot = share.state[answer] as usize;
     let told = boxes.now + comptime!(search.layout.ties_at() + 1);
     let (mut at, mut at_tie) = ((sums.before >> 16u32) as usize, (sums.before & 0xffffu32) as usize);
-    let mut i = UNIT_POS;
-    while i < share.count {
-        let (key, t) = (share.keys[i as usize], token_at(i, share.cube, search.layout));
-        let rank = rank_of(key, t, bar);
-        let tie = rank >= bar.from && rank <= bar.to;
-        if is_above(key, t, bar) || (tie && every) {
+    #[unroll]
+    for w in 0..words {
+        let first = UNIT_POS + comptime!(w as u32 * 32 * search.units);
+        let mut bits = aboves[w];
+        while bits != 0u32 {
+            let round = bits.trailing_zeros();
+            bits &= bits - 1u32;
             if at < search.most {
-                list[at] = t;
+                list[at] = token_at(first + round * comptime!(search.units), share.cube, search.layout);
             }
             at += 1usize;
-        } else if tie {
+        }
+        let mut bits = ats[w];
+        while bits != 0u32 {
+            let round = bits.trailing_zeros();
+            bits &= bits - 1u32;
+            let i = first + round * comptime!(search.units);
             if slot + at_tie < ties {
+                let t = token_at(i, share.cube, search.layout);
                 tied[at_tie] = t;
-                mail[told + 2usize * (slot + at_tie)].store(rank);
+                mail[told + 2usize * (slot + at_tie)].store(rank_of(share.keys[i as usize], t, bar));
                 mail[told + 2usize * (slot + at_tie) + 1].store(!t);
             }
             at_tie += 1usize;
         }
-        i += comptime!(search.units);
     }
     if UNIT_POS == 0 {
         share.state[answer + 1] = select(every, 0u32, 1u32);
@@ -119,6 +142,7 @@ pub(crate) fn choose(
                 i += lanes;
             }
             if comptime!(search.plane > 0) {
+                sync_plane();
                 better = plane_sum(better);
                 before = plane_sum(before);
             }
@@ -167,6 +191,8 @@ pub(crate) fn note(
         before += max(take(mail, counts + i as usize, &boxes.lost), 1u32) - 1u32;
         i += comptime!(search.units);
     }
+    // What planes exchange is between the units that are there.
+    sync_cube();
     let sums = cube_scan(before, &mut share.state, search.units, search.plane);
     let first = sums.all;
     let mut i = UNIT_POS;

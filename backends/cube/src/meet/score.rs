@@ -1,7 +1,7 @@
 //! Scores of a cube's tokens, and their importances once all cubes have told what their scores are like.
 
-use super::bar::{FORCED, Share, token_at};
-use super::mail::{Boxes, number_of, take, word_of};
+use super::bar::{FORCED, Share, count_rank, token_at};
+use super::mail::{Boxes, number_of, sweep, take, word_of};
 use super::whole::Config;
 use crate::numbers::{Format, halves, number, order_key};
 use crate::tip::fold::Folded;
@@ -170,6 +170,7 @@ pub(super) fn meet_softmax(
     let mut all = Shared::<[f32]>::new_slice(comptime!(cubes * group * 2));
     let mut found = Shared::<[f32]>::new_slice(comptime!(group * 2));
     if comptime!(plane > 0) {
+        sync_plane();
         #[unroll]
         for g in 0..group {
             let top = plane_max(seen.most[g]);
@@ -203,6 +204,8 @@ pub(super) fn meet_softmax(
         mail[told + g * 2].store(word_of(top));
         mail[told + g * 2 + 1].store(word_of(total));
     }
+    // There is time for it until the others have told theirs.
+    sweep(mail, boxes, cube as usize, true, units, config.search.layout);
     let mut i = UNIT_POS as usize;
     while i < comptime!(cubes * group * 2) {
         all[i] = number_of(take(mail, boxes.now + i, &boxes.lost));
@@ -218,6 +221,7 @@ pub(super) fn meet_softmax(
                 top = max(top, all[(i * group + g) * 2]);
                 i += comptime!(plane as usize);
             }
+            sync_plane();
             top = plane_max(top);
             let mut total = 0.0f32.runtime();
             let mut i = (UNIT_POS % plane) as usize;
@@ -225,6 +229,7 @@ pub(super) fn meet_softmax(
                 total += all[(i * group + g) * 2 + 1] * (all[(i * group + g) * 2] - top).exp();
                 i += comptime!(plane as usize);
             }
+            sync_plane();
             total = plane_sum(total);
             if UNIT_POS % plane == 0 {
                 found[g * 2] = top;
@@ -249,7 +254,7 @@ pub(super) fn meet_softmax(
     found
 }
 
-/// The keys of the share's importances, the mean of the softmaxes.
+/// The keys of the share's importances, the mean of the softmaxes, counted in bins that are empty.
 #[cube]
 pub(super) fn find_keys<S: Size>(
     share: &mut Share,
@@ -259,6 +264,8 @@ pub(super) fn find_keys<S: Size>(
     len: u32,
     sinks: u32,
     recent_from: u32,
+    origin: u32,
+    shift: u32,
     #[comptime] config: Config,
 ) {
     let (group, words) = comptime!((config.tip.group, config.tip.score_words()));
@@ -309,11 +316,15 @@ pub(super) fn find_keys<S: Size>(
             }
             // What is no number loses against every number.
             let key = max(order_key(sum), 1u32);
-            let key = select(t >= sinks && t < recent_from, key, FORCED);
+            let free = t >= sinks && t < recent_from;
             if i < share.count {
-                share.keys[i as usize] = select(t < len, key, 0u32);
+                share.keys[i as usize] = select(t < len, select(free, key, FORCED), 0u32);
+                if free && t < len {
+                    count_rank(share, key, origin, shift, config.search);
+                }
             }
         }
         first += comptime!(rows as u32 * config.search.units);
     }
+    sync_cube();
 }

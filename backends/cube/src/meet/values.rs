@@ -1,6 +1,6 @@
 //! Selection alone, from importances that are there: some cubes per list.
 
-use super::bar::{FORCED, Search, Share, find_bar, share, token_at};
+use super::bar::{FORCED, Search, Share, clear_bins, count_rank, find_bar, share, token_at};
 use super::choose::{choose, note};
 use super::mail::{Boxes, close, open, sweep, take};
 use super::{Mail, UNITS};
@@ -108,8 +108,19 @@ fn values_kernel(
     }
     sweep(mail, &boxes, cube as usize, false, search.units, search.layout);
     let ends = meet_ends(mail, &boxes, &mut share, low, high, search);
+    clear_bins(&mut share, search);
     let digits = 32u32 - (ends.high - ends.low).leading_zeros();
     let shift = max(digits, comptime!(search.layout.bins.ilog2())) - comptime!(search.layout.bins.ilog2());
+    sync_cube();
+    let mut i = UNIT_POS;
+    while i < share.count {
+        let key = share.keys[i as usize];
+        if key != 0u32 && key != FORCED {
+            count_rank(&mut share, key, ends.low, shift, search);
+        }
+        i += comptime!(search.units);
+    }
+    sync_cube();
     let bar = find_bar(&mut share, mail, &boxes, len, budget - forced, len - forced, ends.low, shift, search);
     let chosen = choose(&mut share, mail, &boxes, &bar, search);
     note(&mut share, mail, &boxes, &chosen, positions, list * budget as usize, budget, search);
@@ -141,6 +152,7 @@ fn meet_ends(
     }
     sync_cube();
     if comptime!(search.plane > 0) {
+        sync_plane();
         let (low, high) = (plane_min(low), plane_max(high));
         if UNIT_POS % search.plane == 0 {
             ends[0usize].fetch_min(low);

@@ -3,10 +3,10 @@
 //!
 //! Tokens are dealt out in blocks of 32, so that neighbours, which are often chosen together, are in different cubes.
 
-use super::bar::{Search, find_bar, share};
+use super::bar::{Search, clear_bins, find_bar, share};
 use super::choose::{choose, note};
 use super::finish::{finish, tell_part};
-use super::mail::{close, open, sweep};
+use super::mail::{close, open};
 use super::score::{Kept, find_keys, meet_softmax, read_rows, score_share};
 use super::values::MOST;
 use super::{DIM, Mail, UNITS};
@@ -182,6 +182,7 @@ fn whole_kernel<N: Size, V: Size, S: Size>(
         coming[k] = queries[list * query_numbers + i];
     }
     read_rows::<N>(&mut next, codes, scales, row, UNIT_POS, cube, len, config);
+    clear_bins(&mut share, search);
     let mut asking = Shared::<[f32]>::new_slice(query_numbers);
     #[unroll]
     for k in 0..per_unit {
@@ -205,20 +206,19 @@ fn whole_kernel<N: Size, V: Size, S: Size>(
         }
     }
     if comptime!(config.until > 1) {
-    sweep(mail, &boxes, cube as usize, true, search.units, search.layout);
     let softmax = meet_softmax(&mut seen, mail, &boxes, cube, config);
     if comptime!(config.until == 2) { sync_cube(); close(mail, &boxes, cube as usize, 0u32); }
     if comptime!(config.until > 2) {
-    let recent_from = max(len, recent) - recent;
-    find_keys::<S>(&mut share, &kept, spill, &softmax, len, sinks, recent_from, config);
-    if comptime!(config.until == 3) { sync_cube(); close(mail, &boxes, cube as usize, share.keys[0] & 0u32); }
-    if comptime!(config.until > 3) {
     let forced = sinks + recent;
     let wanted = budget - forced;
     // The importances of all tokens sum up to 1, so that the last wanted one is at most as large as one over their number.
     let highest = u32::reinterpret(1.0f32 / max(f32::cast_from(wanted), 1.0f32)) | 0x8000_0000;
     let shift = comptime!(OCTAVES - config.search.layout.bins.ilog2());
     let lowest = highest - comptime!(1u32 << OCTAVES);
+    let recent_from = max(len, recent) - recent;
+    find_keys::<S>(&mut share, &kept, spill, &softmax, len, sinks, recent_from, lowest, shift, config);
+    if comptime!(config.until == 3) { sync_cube(); close(mail, &boxes, cube as usize, share.keys[0] & 0u32); }
+    if comptime!(config.until > 3) {
     let bar = find_bar(&mut share, mail, &boxes, len, wanted, len - forced, lowest, shift, search);
     if comptime!(config.until == 4) { sync_cube(); close(mail, &boxes, cube as usize, bar.rounds); }
     if comptime!(config.until > 4) {
