@@ -84,11 +84,6 @@ impl Bench {
 
     /// Times `layers` calls of `layer`, per call.
     fn time(&self, layers: usize, layer: impl Fn(usize)) -> Times {
-        if std::env::var("FASA_ONCE").is_ok() {
-            (0..3).for_each(|_| (0..layers).for_each(&layer));
-            self.sync();
-            return Times { device: 1.0, replayed: 1.0, launched: 1.0 };
-        }
         let client = &self.gpu.client;
         let all = || (0..layers).for_each(&layer);
         client.graph_prepare().unwrap();
@@ -186,27 +181,19 @@ fn main() {
     let gpu = Gpu::new(Device::cuda(0).unwrap().client()).unwrap();
     let mut bench = Bench { gpu, seed: 1 };
     let (bandwidth, peers) = (bench.bandwidth(), peers());
-    let quick = std::env::var("FASA_QUICK").is_ok();
     println!("copy: {:.2} TB/s, {} processors", bandwidth / 1e12, bench.gpu.traits.processors);
     println!(
         "{:>6} {:>8}  {:30} {:>9} {:>9} {:>9} {:>9} {:>6} {:>7}",
         "batch", "tokens", "", "device", "replayed", "launched", "bound", "share", "x SDPA"
     );
-    let sizes = match quick {
-        true if std::env::var("FASA_ONCE").is_ok() => vec![(1, 131_072)],
-        true => vec![(1, 65_536), (1, 131_072), (8, 65_536)],
-        false => vec![
-            (1, 4096),
-            (1, 8192),
-            (1, 16_384),
-            (1, 32_768),
-            (1, 65_536),
-            (1, 131_072),
-            (8, 4096),
-            (8, 16_384),
-            (8, 65_536),
-        ],
-    };
+    // As in `1x65536 8x4096`.
+    let chosen = std::env::var("FASA_SIZES").unwrap_or_default();
+    let size = |size: &str| size.split_once('x').and_then(|(b, n)| Some((b.parse().ok()?, n.parse().ok()?)));
+    let mut sizes: Vec<(usize, usize)> = chosen.split_whitespace().filter_map(size).collect();
+    if sizes.is_empty() {
+        let all = "1x4096 1x8192 1x16384 1x32768 1x65536 1x131072 8x4096 8x16384 8x65536";
+        sizes.extend(all.split(' ').filter_map(size));
+    }
     for (batch, tokens) in sizes {
         table(&mut bench, batch, tokens, bandwidth, peers.get(&(batch, tokens)).copied());
     }
@@ -217,18 +204,12 @@ fn main() {
             let sets: Vec<Handle> = (0..8).map(|_| bench.noise(rows * stride, 0x007f_ffff, 0x3f80_0000)).collect();
             let positions = bench.gpu.words(rows * BUDGET);
             let guaranteed = [4, tokens - 16];
-            let there: Vec<Importance> =
-                sets.iter().map(|set| rank(&bench.gpu, set, rows, tokens, guaranteed).unwrap()).collect();
-            let met = bench.time(sets.len(), |i| best_into(&bench.gpu, &there[i], BUDGET, &positions).unwrap());
-            let apart = apart(&bench.gpu);
-            let alone = bench.time(sets.len(), |i| {
-                let importance = rank(&apart, &sets[i], rows, tokens, guaranteed).unwrap();
-                best_into(&apart, &importance, BUDGET, &positions).unwrap();
+            let times = bench.time(sets.len(), |i| {
+                let importance = rank(&bench.gpu, &sets[i], rows, tokens, guaranteed).unwrap();
+                best_into(&bench.gpu, &importance, BUDGET, &positions).unwrap();
             });
-            println!(
-                "[{rows:2}, {tokens:6}] device {:.1}, replayed {:.1}, launched {:.1}; a cube per list, two launches: device {:.1}",
-                met.device, met.replayed, met.launched, alone.device
-            );
+            let Times { device, replayed, launched } = times;
+            println!("[{rows:2}, {tokens:6}] device {device:.1}, replayed {replayed:.1}, launched {launched:.1}");
         }
     }
 }
@@ -237,9 +218,7 @@ fn main() {
 fn table(bench: &mut Bench, batch: usize, tokens: usize, bandwidth: f64, peer: Option<f64>) {
     let (heads, query_heads) = (batch * KV_HEADS, batch * QUERY_HEADS);
     let words = heads * tokens * DIM / 2;
-    let once = std::env::var("FASA_ONCE").is_ok();
-    let layers = if once { 1 } else { 0 };
-    let layers = if layers > 0 { layers } else { (6usize << 30).div_ceil(words * 8).clamp(4, 32) };
+    let layers = (6usize << 30).div_ceil(words * 8).clamp(4, 32);
     let made: Vec<Layer> = (0..layers)
         .map(|_| Layer {
             // Numbers of size 0.5 to 1.
@@ -268,15 +247,11 @@ fn table(bench: &mut Bench, batch: usize, tokens: usize, bandwidth: f64, peer: O
         println!("{batch:6} {tokens:8}  {:30} {peer:9.1}", "PyTorch SDPA");
     }
     let kept = Length::on_device(Length::upload(&bench.gpu, tokens), tokens);
-    for tune in [822, 812, 1611, 1621, 421, 424, 414] {
-        fasa_cube::TUNE.store(tune, std::sync::atomic::Ordering::Relaxed);
-        let dense = bench.time(layers, |i| {
-            let Layer { cache, queries, out } = &made[i];
-            attend_into(&bench.gpu, queries, query_heads, cache, Rows::Kept(&kept), out).unwrap();
-        });
-        row(&format!("dense {tune}"), dense, words * 8);
-    }
-    fasa_cube::TUNE.store(822, std::sync::atomic::Ordering::Relaxed);
+    let dense = bench.time(layers, |i| {
+        let Layer { cache, queries, out } = &made[i];
+        attend_into(&bench.gpu, queries, query_heads, cache, Rows::Kept(&kept), out).unwrap();
+    });
+    row("dense", dense, words * 8);
     for (name, precision, chunks, per_head, choice) in presets() {
         let sketches = heads * per_head;
         let row_words = Sketch::row_words(precision, chunks);
@@ -313,14 +288,6 @@ fn table(bench: &mut Bench, batch: usize, tokens: usize, bandwidth: f64, peer: O
         };
         if per_head == 1 {
             row(name, steps(&bench.gpu), bytes);
-        }
-        if name == "fasa" && std::env::var("FASA_STAGES").is_ok() {
-            for until in 1..6 {
-                fasa_cube::UNTIL.store(until, std::sync::atomic::Ordering::Relaxed);
-                print!("  until {until}: {:.1}", steps(&bench.gpu).device);
-            }
-            println!();
-            fasa_cube::UNTIL.store(9, std::sync::atomic::Ordering::Relaxed);
         }
         row(&format!("{name}, 5 launches"), steps(&apart(&bench.gpu)), bytes);
     }

@@ -89,7 +89,7 @@ pub(crate) struct Config {
     group: usize,
     padded: usize,
     /// Units that share a row, and vectors of a row per unit.
-    lanes: usize,
+    pub lanes: usize,
     vectors: usize,
     /// Units of a team, teams of a cube.
     team: usize,
@@ -258,9 +258,17 @@ fn plan(
     let lanes = vectors_of_row.next_power_of_two().min(32);
     let vectors = vectors_of_row.div_ceil(lanes);
     let padded = group.next_power_of_two();
-    let (team, teams) = (32, if plane > 0 { if padded > 4 { 4 } else { 8 } } else { 1 });
-    let tune = crate::TUNE.load(std::sync::atomic::Ordering::Relaxed);
-    let teams = if plane > 0 && count * lists >= 64 * gpu.traits.processors as usize { tune / 100 } else { teams };
+    // Enough rows for every processor to run a cube of many units: so many registers that a second cube does not fit are no
+    // loss then, and as many rows are on their way as one processor can wait for.
+    let large = plane > 0
+        && padded <= 4
+        && gpu.traits.max_units >= 512
+        && count * lists >= 512 * gpu.traits.processors as usize;
+    let (team, teams) = match (plane > 0, large) {
+        (false, _) => (32, 1),
+        (true, true) => (32, 16),
+        (true, false) => (32, if padded > 4 { 4 } else { 8 }),
+    };
     let rows = (16 / padded).clamp(1, 4);
     let slots = team / lanes;
     // Few rows are read by as many units as there are; many rows in tiles of one row per unit of the team.
@@ -278,7 +286,7 @@ fn plan(
         teams,
         rows,
         batches,
-        ahead: if batches.is_multiple_of(2) { tune / 10 % 10 } else { 1 },
+        ahead: if batches.is_multiple_of(2) && !large { 2 } else { 1 },
         plane,
         source: if chosen { Source::Chosen } else { Source::First },
         whole: false,
@@ -286,7 +294,7 @@ fn plan(
     };
     let step = config.tile() * teams;
     // No more cubes than run at the same time.
-    let wanted = (tune % 10 * gpu.traits.processors as usize / lists).max(1);
+    let wanted = (if large { 1 } else { 2 } * gpu.traits.processors as usize / lists).max(1);
     let per_cube = if few { step } else { count.div_ceil(wanted).next_multiple_of(step) };
     let splits = count.div_ceil(per_cube);
     config.whole = splits == 1;

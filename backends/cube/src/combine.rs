@@ -5,7 +5,6 @@ mod kernel;
 use crate::device::{Gpu, buffer};
 use crate::error::{Result, ensure};
 use crate::length::Length;
-use crate::meet::{Layout, Mail, claim};
 use crate::numbers::Format;
 use crate::spans::{Spans, UNITS};
 use crate::tip::{Scores, are_halves, score_stride, score_words};
@@ -34,8 +33,6 @@ pub struct Importance {
     pub(crate) spans: Spans,
     pub(crate) sinks: usize,
     pub(crate) recent: usize,
-    /// Where cubes that choose meet; of importances that were not made of scores.
-    pub(crate) mail: Option<Mail>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -102,7 +99,6 @@ impl Importance {
             spans: scores.spans,
             sinks: 0,
             recent: 0,
-            mail: None,
         }
     }
 
@@ -187,8 +183,7 @@ pub fn combine_into(gpu: &Gpu, scores: &Scores, out: &Importance) -> Result<()> 
     Ok(())
 }
 
-/// As [`combine`] for importances that are there: `values` is `[rows, score_stride(len)]`. One launch, of which selection that
-/// is done again and again over the same memory, with new values, needs none.
+/// As [`combine`] for importances that are there: `values` is `[rows, score_stride(len)]`. One launch.
 ///
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) if there is no token.
@@ -202,12 +197,6 @@ pub fn rank(
     ensure(len > 0 && rows > 0, "len", "nothing to choose from")?;
     ensure(sinks <= recent_from && recent_from <= len, "recent_from", "it lies after the sinks and not after the end")?;
     let (stride, spans) = (score_stride(len), Spans::new(len, rows, gpu.traits.processors as usize));
-    let (values, recent) = (values.clone(), len - recent_from);
-    if let Some(layout) = Layout::new(gpu, rows, 1).filter(|_| claim(gpu)) {
-        let mail = Some(Mail::empty(gpu, layout, rows));
-        let maxima = values.clone();
-        return Ok(Importance { values, stride, rows, len: len.into(), maxima, spans, sinks, recent, mail });
-    }
     let count = spans.count(len);
     let maxima = gpu.words(rows * count);
     let config = Config {
@@ -225,12 +214,13 @@ pub fn rank(
             &gpu.client,
             CubeCount::Static((count / spans.of_chunk()) as u32, rows as u32, 1),
             CubeDim::new_1d(UNITS),
-            buffer(&values, rows * stride),
+            buffer(values, rows * stride),
             buffer(&maxima, rows * count),
             len as u32,
             stride as u32,
             config,
         );
     }
-    Ok(Importance { values, stride, rows, len: len.into(), maxima, spans, sinks, recent, mail: None })
+    let (values, recent) = (values.clone(), len - recent_from);
+    Ok(Importance { values, stride, rows, len: len.into(), maxima, spans, sinks, recent })
 }

@@ -42,9 +42,3 @@ pub use device::{Gpu, Traits};
 pub use error::{Error, Result};
 pub use length::Length;
 pub use numbers::Format;
-
-#[doc(hidden)]
-pub static UNTIL: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(9);
-
-#[doc(hidden)]
-pub static TUNE: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(821);

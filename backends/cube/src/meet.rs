@@ -1,5 +1,5 @@
-//! Cubes of one launch that tell each other what they found, so that a list of tokens is chosen by all processors at once and
-//! a whole decode step is one launch.
+//! Cubes of one launch that tell each other what they found, so that a whole decode step is one launch and each list of tokens
+//! is chosen by several processors.
 //!
 //! A cube leaves words in a mailbox and others read them again and again until they are there. Nothing else is exchanged, so
 //! no fence is needed: an empty place holds 0, what is told never is 0, and counts of a histogram are complete when their sum
@@ -19,7 +19,6 @@ pub(crate) mod choose;
 pub(crate) mod finish;
 pub(crate) mod mail;
 mod score;
-pub(crate) mod values;
 pub(crate) mod whole;
 
 use crate::device::{Gpu, buffer};

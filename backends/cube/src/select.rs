@@ -11,7 +11,6 @@ mod narrow;
 use crate::combine::Importance;
 use crate::device::{Gpu, buffer};
 use crate::error::{Result, ensure};
-use crate::meet::{claim, values};
 use crate::spans::Spans;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -89,12 +88,6 @@ pub fn best(gpu: &Gpu, importance: &Importance, budget: usize) -> Result<Handle>
 pub fn best_into(gpu: &Gpu, importance: &Importance, budget: usize, positions: &Handle) -> Result<()> {
     let config = plan(gpu, importance, budget)?;
     let len = importance.len.most();
-    if let Some(mail) = importance.mail.as_ref().filter(|_| claim(gpu))
-        && let Some(search) = values::plan(gpu, mail, len, budget)
-    {
-        values::launch(gpu, importance, mail, search, budget, positions);
-        return Ok(());
-    }
     // SAFETY: the lengths are those that `score` or `rank` allocated; positions are written below `budget` only, and no token
     // past the length is read.
     unsafe {
@@ -128,8 +121,7 @@ fn plan(gpu: &Gpu, importance: &Importance, budget: usize) -> Result<Config> {
         units: UNITS.min(gpu.traits.max_units),
         plane: gpu.traits.plane,
         spans: importance.spans,
-        // Where cubes were to meet nobody looked at spans.
-        quick: importance.mail.is_none() && budget <= candidates / 4 && importance.spans.count(len) >= budget,
+        quick: budget <= candidates / 4 && importance.spans.count(len) >= budget,
         candidates,
         listed: candidates / 2,
         device_len: importance.len.is_on_device(),

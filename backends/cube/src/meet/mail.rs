@@ -41,7 +41,6 @@ pub(crate) fn sweep(
     mail: &mut [Atomic<u32>],
     boxes: &Boxes,
     cube: usize,
-    parts: bool,
     #[comptime] units: u32,
     #[comptime] layout: Layout,
 ) {
@@ -56,10 +55,8 @@ pub(crate) fn sweep(
     let left = comptime!(1 + 2 * layout.ties) - from;
     wipe(mail, boxes.next + comptime!(layout.ties_at()) + from, min(ties, left), units);
     wipe(mail, boxes.next + comptime!(layout.counts_at()) + cube, 1usize, units);
-    if parts {
-        let part = comptime!(layout.part());
-        wipe(mail, boxes.next + comptime!(layout.parts_at()) + cube * part, part, units);
-    }
+    let part = comptime!(layout.part());
+    wipe(mail, boxes.next + comptime!(layout.parts_at()) + cube * part, part, units);
 }
 
 #[cube]
@@ -99,8 +96,7 @@ pub(crate) fn number_of(word: u32) -> f32 {
     f32::reinterpret(!word)
 }
 
-/// The next launch takes the other mailbox. `done` is for a cube's units after the last wait for all cubes of the list, by
-/// which time all have begun.
+/// The next launch takes the other mailbox. To be called after a wait for all cubes of the list, by which time all have begun.
 #[cube]
 pub(crate) fn close(mail: &mut [Atomic<u32>], boxes: &Boxes, cube: usize, rounds: u32) {
     if UNIT_POS == 0 {

@@ -1,4 +1,4 @@
-//! Scores of a cube's tokens, and their importances once all cubes have told what their scores are like.
+//! Scores of a cube's tokens, which stay in its memory, `[words, tokens]`, and their importances once all cubes have told what their scores are like.
 
 use super::bar::{FORCED, Share, count_rank, token_at};
 use super::mail::{Boxes, number_of, sweep, take, word_of};
@@ -7,13 +7,6 @@ use crate::numbers::{Format, halves, number, order_key};
 use crate::tip::fold::Folded;
 use crate::tip::kernel::{NOTHING, Rows, score_rows};
 use cubecl::prelude::*;
-
-/// A cube's scores, `[words, tokens]`; where they do not fit they are in the memory of all, `[tokens, words]` from `at` on.
-#[derive(CubeType)]
-pub(super) struct Kept {
-    pub own: Shared<[u32]>,
-    pub at: usize,
-}
 
 /// What a unit has seen of the scores of each query head: the largest, and the sum of powers of e relative to it.
 #[derive(CubeType)]
@@ -53,13 +46,12 @@ pub(super) fn read_rows<N: Size>(
 
 /// Scores the share's tokens.
 #[cube]
-pub(super) fn score_share<N: Size, S: Size>(
+pub(super) fn score_share<N: Size>(
     next: &mut Rows<N>,
     codes: &[Vector<u32, N>],
     scales: &[u32],
     folded: &Folded,
-    kept: &mut Kept,
-    spill: &mut [Vector<u32, S>],
+    kept: &mut Shared<[u32]>,
     row: usize,
     share: &Share,
     len: u32,
@@ -67,7 +59,7 @@ pub(super) fn score_share<N: Size, S: Size>(
     #[comptime] config: Config,
 ) -> Seen {
     let (group, rows, words) = comptime!((config.tip.group, config.tip.spans.rows, config.tip.score_words()));
-    let (width, score_width) = (N::value(), S::value());
+    let width = N::value();
     let vectors = comptime!(config.tip.words / width);
     let units = comptime!(config.search.units);
     let mut seen = Seen { most: Array::<f32>::new(group), total: Array::<f32>::new(group) };
@@ -108,33 +100,15 @@ pub(super) fn score_share<N: Size, S: Size>(
                 high[g] = max(high[g], out[r * group + g]);
             }
             if inside {
-                let mut made = Array::<u32>::new(words);
                 #[unroll]
                 for w in 0..words {
-                    made[w] = if comptime!(config.tip.half_scores()) {
+                    let word = if comptime!(config.tip.half_scores()) {
                         let at = comptime!(r * group + 2 * w);
                         halves(out[at], out[at + 1], config.tip.native_half)
                     } else {
                         u32::reinterpret(out[comptime!(r * group + w)])
                     };
-                }
-                if comptime!(config.spills) {
-                    let spilled = comptime!(words / score_width);
-                    let t = token_at(i, share.cube, config.search.layout) as usize;
-                    #[unroll]
-                    for v in 0..spilled {
-                        let mut vector = Vector::<u32, S>::empty();
-                        #[unroll]
-                        for k in 0..score_width {
-                            vector.insert(k, made[comptime!(v * score_width + k)]);
-                        }
-                        spill[kept.at + t * spilled + v] = vector;
-                    }
-                } else {
-                    #[unroll]
-                    for w in 0..words {
-                        kept.own[comptime!(w * config.search.tokens) + i as usize] = made[w];
-                    }
+                    kept[comptime!(w * config.search.tokens) + i as usize] = word;
                 }
             }
         }
@@ -191,7 +165,21 @@ pub(super) fn meet_softmax(
     }
     sync_cube();
     let told = boxes.now + cube as usize * comptime!(2 * group);
-    if UNIT_POS < comptime!(group as u32) {
+    if comptime!(plane > 0) {
+        // A plane for each query head, a unit for each part.
+        let lane = (UNIT_POS % plane) as usize;
+        let mut g = (UNIT_POS / plane) as usize;
+        while g < group {
+            let at = (min(lane, comptime!(teams - 1)) * group + g) * 2;
+            let top = plane_max(parts[at]);
+            let total = plane_sum(select(lane < teams, parts[at + 1] * (parts[at] - top).exp(), 0.0f32));
+            if lane == 0 {
+                mail[told + g * 2].store(word_of(top));
+                mail[told + g * 2 + 1].store(word_of(total));
+            }
+            g += teams;
+        }
+    } else if UNIT_POS < comptime!(group as u32) {
         let g = UNIT_POS as usize;
         let mut top = parts[g * 2];
         for t in 1..teams {
@@ -205,7 +193,7 @@ pub(super) fn meet_softmax(
         mail[told + g * 2 + 1].store(word_of(total));
     }
     // There is time for it until the others have told theirs.
-    sweep(mail, boxes, cube as usize, true, units, config.search.layout);
+    sweep(mail, boxes, cube as usize, units, config.search.layout);
     let mut i = UNIT_POS as usize;
     while i < comptime!(cubes * group * 2) {
         all[i] = number_of(take(mail, boxes.now + i, &boxes.lost));
@@ -256,10 +244,9 @@ pub(super) fn meet_softmax(
 
 /// The keys of the share's importances, the mean of the softmaxes, counted in bins that are empty.
 #[cube]
-pub(super) fn find_keys<S: Size>(
+pub(super) fn find_keys(
     share: &mut Share,
-    kept: &Kept,
-    spill: &mut [Vector<u32, S>],
+    kept: &Shared<[u32]>,
     softmax: &Shared<[f32]>,
     len: u32,
     sinks: u32,
@@ -270,7 +257,6 @@ pub(super) fn find_keys<S: Size>(
 ) {
     let (group, words) = comptime!((config.tip.group, config.tip.score_words()));
     let (half, rows) = comptime!((config.tip.half_scores(), config.tip.spans.rows));
-    let score_width = S::value();
     let (per_word, format) = comptime!(if half { (2, Format::F16) } else { (1, Format::F32) });
     let mut most = Array::<f32>::new(group);
     let mut part = Array::<f32>::new(group);
@@ -285,22 +271,9 @@ pub(super) fn find_keys<S: Size>(
         #[unroll]
         for r in 0..rows {
             let i = min(first + comptime!(r as u32 * config.search.units), share.count - 1u32);
-            if comptime!(config.spills) {
-                let spilled = comptime!(words / score_width);
-                let t = min(token_at(i, share.cube, config.search.layout), len - 1u32) as usize;
-                #[unroll]
-                for v in 0..spilled {
-                    let vector = spill[kept.at + t * spilled + v];
-                    #[unroll]
-                    for k in 0..score_width {
-                        read[comptime!(r * words + v * score_width + k)] = vector.extract(k);
-                    }
-                }
-            } else {
-                #[unroll]
-                for w in 0..words {
-                    read[r * words + w] = kept.own[comptime!(w * config.search.tokens) + i as usize];
-                }
+            #[unroll]
+            for w in 0..words {
+                read[r * words + w] = kept[comptime!(w * config.search.tokens) + i as usize];
             }
         }
         #[unroll]

@@ -7,8 +7,7 @@ use super::bar::{Search, clear_bins, find_bar, share};
 use super::choose::{choose, note};
 use super::finish::{finish, tell_part};
 use super::mail::{close, open};
-use super::score::{Kept, find_keys, meet_softmax, read_rows, score_share};
-use super::values::MOST;
+use super::score::{find_keys, meet_softmax, read_rows, score_share};
 use super::{DIM, Mail, UNITS};
 use crate::attend::rows::attend_rows;
 use crate::attend::{Cache, Config as Attend, plan_own};
@@ -22,8 +21,11 @@ use crate::tip::{Channels, Config as Tip, Scores, Sketch, plan as plan_tip, scor
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-/// Numbers of the order in which positive floats lie: half an octave holds as many as `2^22`.
-const OCTAVES: u32 = 28;
+/// Bits of the range that the first histogram tells apart: 32 octaves of importances, each `2^23` floats.
+const RANGE: u32 = 28;
+
+/// Tokens of a list that a cube may take: as many as may be chosen.
+const MOST: usize = 4096;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Config {
@@ -31,10 +33,7 @@ pub(super) struct Config {
     pub search: Search,
     pub attend: Attend,
     pub dim: usize,
-    /// Whether scores are kept in the memory of all.
-    pub spills: bool,
     device_len: bool,
-    pub until: u32,
 }
 
 /// A step that can be launched.
@@ -55,7 +54,8 @@ pub(crate) fn plan(
     budget: usize,
 ) -> Result<Option<Plan>> {
     let (layout, group) = (mail.layout, scores.group);
-    if layout.group != group || cache.dim > DIM || cache.heads != sketch.heads {
+    // Units of a cube this large have no registers for the sums of more query heads.
+    if layout.group != group || group > 4 || cache.dim > DIM || cache.heads != sketch.heads {
         return Ok(None);
     }
     let units = UNITS.min(gpu.traits.max_units);
@@ -68,13 +68,11 @@ pub(crate) fn plan(
     let (attend, cache_vector) = plan_own(gpu, cache, group, units as usize)?;
     let folded = group * (2 * sketch.chunks + 2 * sketch.words() + 2);
     let parts = attend.parts() * group * cache.dim + group * cache.dim + layout.cubes * group * 4;
-    let ours = tokens + most + 4 * layout.ties + layout.bins + 2 * units as usize + folded + parts + 4096;
-    let words = gpu.traits.shared_memory / 4;
-    let spills = ours + tokens * score_words(group) > words;
-    if ours > words || budget > most {
+    let ours = tokens * (1 + score_words(group)) + most + 4 * layout.ties + layout.bins + 2 * units as usize + folded + parts + 4096;
+    if ours > gpu.traits.shared_memory / 4 || budget > most {
         return Ok(None);
     }
-    let config = Config { tip, search, attend, dim: cache.dim, spills, device_len: scores.len.is_on_device(), until: crate::UNTIL.load(std::sync::atomic::Ordering::Relaxed) };
+    let config = Config { tip, search, attend, dim: cache.dim, device_len: scores.len.is_on_device() };
     Ok(Some(Plan { config, vectors: (vector, cache_vector) }))
 }
 
@@ -96,10 +94,6 @@ pub(crate) fn launch(
     let (layout, heads, lists) = (config.search.layout, scores.heads, cache.heads);
     let table = 2 * sketch.chunks * sketch.heads;
     let cache_words = cache.heads * cache.capacity * cache.dim / cache.format.per_word();
-    // Scores that are spilled lie where those of several launches would.
-    let words = score_words(scores.group);
-    let score_vector = [4, 2, 1].into_iter().find(|v| words.is_multiple_of(*v)).unwrap_or(1);
-    let spilled = scores.sketches() * scores.stride * words / score_vector;
     let factor = 1.0 / (cache.dim as f32).sqrt();
     // SAFETY: the lengths are those of `Scratch`, `Sketch`, `Channels` and `Cache`; rows and tokens past the length are neither
     // read nor chosen, positions are written below the budget, and no more cubes are launched than run at once.
@@ -110,7 +104,6 @@ pub(crate) fn launch(
             CubeDim::new_1d(config.search.units),
             *vector,
             *cache_vector,
-            score_vector,
             buffer(queries, heads * cache.dim),
             buffer(&channels.channels, table),
             buffer(&channels.scale, table),
@@ -119,14 +112,12 @@ pub(crate) fn launch(
             buffer(scores.len.handle().unwrap_or(queries), 1),
             buffer(&cache.keys, cache_words / cache_vector),
             buffer(&cache.values, cache_words / cache_vector),
-            buffer(&scores.scores, spilled),
             buffer(positions, lists * budget),
             buffer(out, heads * cache.dim),
             buffer(&mail.words, lists * layout.of_list()),
             scores.len.most() as u32,
             sketch.capacity as u32,
             cache.capacity as u32,
-            scores.stride as u32,
             budget as u32,
             importance.sinks as u32,
             importance.recent as u32,
@@ -137,7 +128,7 @@ pub(crate) fn launch(
 }
 
 #[cube(launch_unchecked)]
-fn whole_kernel<N: Size, V: Size, S: Size>(
+fn whole_kernel<N: Size, V: Size>(
     queries: &[f32],
     channels: &[u32],
     scale: &[f32],
@@ -146,14 +137,12 @@ fn whole_kernel<N: Size, V: Size, S: Size>(
     length: &[u32],
     keys: &[Vector<u32, V>],
     values: &[Vector<u32, V>],
-    spill: &mut [Vector<u32, S>],
     positions: &mut [u32],
     out: &mut [f32],
     mail: &mut [Atomic<u32>],
     most_tokens: u32,
     sketch_capacity: u32,
     capacity: u32,
-    score_stride: u32,
     budget: u32,
     sinks: u32,
     recent: u32,
@@ -167,7 +156,7 @@ fn whole_kernel<N: Size, V: Size, S: Size>(
     let boxes = open(mail, list, search.layout);
     let mut share = share(cube, len, search);
     let (rows, words) = comptime!((config.tip.spans.rows, config.tip.score_words()));
-    let (width, score_width) = (N::value(), S::value());
+    let width = N::value();
     let vectors = comptime!(config.tip.words / width);
     let row = list * sketch_capacity as usize;
     let mut next =
@@ -193,47 +182,26 @@ fn whole_kernel<N: Size, V: Size, S: Size>(
     }
     sync_cube();
     let folded = fold(&asking, &asked, comptime!(config.dim as u32), 0usize, config.tip);
-    let mut kept = Kept {
-        own: Shared::<[u32]>::new_slice(comptime!(if config.spills { 1 } else { words * config.search.tokens })),
-        at: list * score_stride as usize * comptime!(words / score_width),
-    };
-    let mut seen = score_share::<N, S>(
-        &mut next, codes, scales, &folded, &mut kept, spill, row, &share, len, factor, config,
-    );
-    if comptime!(config.until == 1) {
-        if seen.total[0] == 12345.678f32 {
-            out[0] = f32::cast_from(kept.own[UNIT_POS as usize]);
-        }
-    }
-    if comptime!(config.until > 1) {
+    let mut kept = Shared::<[u32]>::new_slice(comptime!(words * config.search.tokens));
+    let mut seen =
+        score_share::<N>(&mut next, codes, scales, &folded, &mut kept, row, &share, len, factor, config);
     let softmax = meet_softmax(&mut seen, mail, &boxes, cube, config);
-    if comptime!(config.until == 2) { sync_cube(); close(mail, &boxes, cube as usize, 0u32); }
-    if comptime!(config.until > 2) {
-    let forced = sinks + recent;
-    let wanted = budget - forced;
+    let wanted = budget - (sinks + recent);
     // The importances of all tokens sum up to 1, so that the last wanted one is at most as large as one over their number.
     let highest = u32::reinterpret(1.0f32 / max(f32::cast_from(wanted), 1.0f32)) | 0x8000_0000;
-    let shift = comptime!(OCTAVES - config.search.layout.bins.ilog2());
-    let lowest = highest - comptime!(1u32 << OCTAVES);
+    let shift = comptime!(RANGE - config.search.layout.bins.ilog2());
+    let lowest = highest - comptime!(1u32 << RANGE);
     let recent_from = max(len, recent) - recent;
-    find_keys::<S>(&mut share, &kept, spill, &softmax, len, sinks, recent_from, lowest, shift, config);
-    if comptime!(config.until == 3) { sync_cube(); close(mail, &boxes, cube as usize, share.keys[0] & 0u32); }
-    if comptime!(config.until > 3) {
-    let bar = find_bar(&mut share, mail, &boxes, len, wanted, len - forced, lowest, shift, search);
-    if comptime!(config.until == 4) { sync_cube(); close(mail, &boxes, cube as usize, bar.rounds); }
-    if comptime!(config.until > 4) {
-    let chosen = choose(&mut share, mail, &boxes, &bar, search);
-    if comptime!(config.until == 5) { 
-        note(&mut share, mail, &boxes, &chosen, positions, list * budget as usize, budget, search);
-        sync_cube(); close(mail, &boxes, cube as usize, bar.rounds); }
-    if comptime!(config.until > 5) {
+    find_keys(&mut share, &kept, &softmax, len, sinks, recent_from, lowest, shift, config);
+    let bar = find_bar(&mut share, mail, &boxes, len, wanted, len - (sinks + recent), lowest, shift, search);
+    let chosen = choose::<V>(&mut share, mail, &boxes, &bar, keys, values, list, capacity, config);
     let found = attend_rows::<V>(
-        queries,
+        &asking,
         keys,
         values,
         length,
         &chosen.list,
-        list,
+        0usize,
         list,
         0u32,
         chosen.count,
@@ -246,5 +214,4 @@ fn whole_kernel<N: Size, V: Size, S: Size>(
     note(&mut share, mail, &boxes, &chosen, positions, list * budget as usize, budget, search);
     finish(mail, &boxes, out, list, cube, config);
     close(mail, &boxes, cube as usize, bar.rounds);
-    }}}}}
 }
