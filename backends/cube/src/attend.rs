@@ -89,7 +89,7 @@ pub(crate) struct Config {
     group: usize,
     padded: usize,
     /// Units that share a row, and vectors of a row per unit.
-    pub lanes: usize,
+    lanes: usize,
     vectors: usize,
     /// Units of a team, teams of a cube.
     team: usize,

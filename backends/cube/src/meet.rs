@@ -12,7 +12,7 @@
 //! the device and wait for the other half for ever, so one thread of a process at a time may launch cubes that meet (`claim`);
 //! others take five launches a step.
 //!
-//! A cube gives up waiting after about a second; then the result is no number, and so are those of later launches.
+//! A cube gives up waiting after a few seconds; then the result is no number, and so are those of later launches.
 
 pub(crate) mod bar;
 pub(crate) mod choose;
@@ -52,12 +52,12 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// For `lists` lists of `group` query heads, or `None` where fewer cubes than lists run at once.
+    /// For `lists` lists of `group` query heads, or `None` where too few cubes run at once.
     pub fn new(gpu: &Gpu, lists: usize, group: usize) -> Option<Self> {
         let cubes = gpu.traits.together as usize / lists.max(1);
         let roomy = gpu.traits.shared_memory >= 160 * 1024;
         let (bins, ties) = if roomy { (2048, 1024) } else { (512, 64) };
-        (cubes > 0).then_some(Self { cubes, group, bins, ties })
+        (cubes > 0 && cubes >= gpu.traits.meeting as usize).then_some(Self { cubes, group, bins, ties })
     }
 
     /// Tokens of a cube of `len`.

@@ -336,25 +336,6 @@ pub(crate) fn attend_rows<N: Size>(
     Found { sums: found_sums, shares, highest, totals }
 }
 
-/// Asks for a row of which unit `lane` of those that share it will want a part, so that it is near when it is wanted. What is
-/// returned must be used when the row may have come, or it is not asked for.
-#[cube]
-pub(crate) fn touch_row<N: Size>(
-    keys: &[Vector<u32, N>],
-    values: &[Vector<u32, N>],
-    token: u32,
-    lane: usize,
-    head: usize,
-    capacity: u32,
-    #[comptime] config: Config,
-) -> u32 {
-    let width = N::value();
-    let row_vectors = comptime!(config.dim / (width * config.format.per_word()));
-    let base = (head * capacity as usize + min(token, capacity - 1) as usize) * row_vectors;
-    let at = base + min(lane, comptime!(row_vectors - 1));
-    keys[at].extract(0usize) ^ values[at].extract(0usize)
-}
-
 /// Number `i` of the cube's result, `[group, dim]`.
 #[cube]
 pub(crate) fn number_found(found: &Found, i: usize, #[comptime] config: Config) -> Number {

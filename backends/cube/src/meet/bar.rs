@@ -1,7 +1,7 @@
 //! Search for the key that the last chosen token of a list has, by histograms of which every cube of the list counts a part.
 
-use super::{Layout, ROUNDS};
 use super::mail::{Boxes, PATIENCE};
+use super::{Layout, ROUNDS};
 use crate::team::cube_scan;
 use cubecl::prelude::*;
 

@@ -2,16 +2,11 @@
 
 use super::bar::{Bar, Search, Share, is_above, rank_of, token_at};
 use super::mail::{Boxes, take};
-use super::whole::Config;
-use crate::attend::rows::touch_row;
 use crate::team::cube_scan;
 use cubecl::prelude::*;
 
 /// The rank of a tie that is not chosen.
 const LATE: u32 = 0xffff_ffff;
-
-/// A word that rows seldom give.
-const SELDOM: u32 = 0x9e37_79b9;
 
 /// What a cube has chosen.
 #[derive(CubeType)]
@@ -29,21 +24,15 @@ pub(crate) struct Chosen {
     left: u32,
 }
 
-/// Chooses the tokens above the bar and the best of those at it; of equals the lowest places. Their rows of head `head` are asked
-/// for meanwhile.
+/// Chooses the tokens above the bar and the best of those at it; of equals the lowest places.
 #[cube]
-pub(super) fn choose<N: Size>(
+pub(crate) fn choose(
     share: &mut Share,
     mail: &mut [Atomic<u32>],
     boxes: &Boxes,
     bar: &Bar,
-    rows: &[Vector<u32, N>],
-    values: &[Vector<u32, N>],
-    head: usize,
-    capacity: u32,
-    #[comptime] config: Config,
+    #[comptime] search: Search,
 ) -> Chosen {
-    let search = comptime!(config.search);
     let answer = comptime!(search.units as usize + 4);
     let ties = comptime!(search.layout.ties);
     let mut list = Shared::<[u32]>::new_slice(search.most);
@@ -90,6 +79,9 @@ pub(super) fn choose<N: Size>(
         share.state[answer] = slot;
         taken[0usize].store(0u32);
     }
+    sync_cube();
+    let slot = share.state[answer] as usize;
+    let told = boxes.now + comptime!(search.layout.ties_at() + 1);
     let (mut at, mut at_tie) = ((sums.before >> 16u32) as usize, (sums.before & 0xffffu32) as usize);
     #[unroll]
     for w in 0..words {
@@ -103,13 +95,6 @@ pub(super) fn choose<N: Size>(
             }
             at += 1usize;
         }
-    }
-    sync_cube();
-    let slot = share.state[answer] as usize;
-    let told = boxes.now + comptime!(search.layout.ties_at() + 1);
-    #[unroll]
-    for w in 0..words {
-        let first = UNIT_POS + comptime!(w as u32 * 32 * search.units);
         let mut bits = ats[w];
         while bits != 0u32 {
             let round = bits.trailing_zeros();
@@ -129,14 +114,6 @@ pub(super) fn choose<N: Size>(
     }
     if workgroup_uniform_load(&share.state[answer + 1]) == 1 {
         let content = min(bar.content as usize, ties);
-        // While ties are on their way, so are the rows of what may be chosen.
-        let lanes = comptime!(config.attend.lanes);
-        let entry = (UNIT_POS as usize / lanes) as u32;
-        let mut touched = 0u32.runtime();
-        if entry < above + own {
-            let t = if entry < above { list[entry as usize] } else { tied[(entry - above) as usize] };
-            touched = touch_row::<N>(rows, values, t, UNIT_POS as usize % lanes, head, capacity, config.attend);
-        }
         let mut j = UNIT_POS as usize;
         while j < content {
             keys[j] = take(mail, told + 2usize * j, &boxes.lost);
@@ -180,9 +157,6 @@ pub(super) fn choose<N: Size>(
                 }
             }
             j += comptime!(search.units as usize) / lanes;
-        }
-        if touched == SELDOM {
-            share.state[answer + 4] = touched;
         }
     }
     sync_cube();

@@ -57,29 +57,20 @@ pub(super) fn finish(
         i += units;
     }
     sync_cube();
-    // How much each cube's part counts for.
-    let mut shares = Shared::<[f32]>::new_slice(comptime!(cubes * group));
-    let mut i = UNIT_POS as usize;
-    while i < comptime!(cubes * group) {
-        let g = i % group;
-        let mut top = states[g * 2];
-        for c in 1..cubes {
-            top = max(top, states[(c * group + g) * 2]);
-        }
-        shares[i] = (states[i * 2] - top).exp();
-        i += units;
-    }
-    sync_cube();
     // A cube that gave up has no result.
     let lost = boxes.lost[0usize].load() != 0;
     let mut o = UNIT_POS as usize;
     while o < own {
         if from + o < comptime!(group * dim) {
             let g = (from + o) / dim;
+            let mut top = states[g * 2];
+            for c in 1..cubes {
+                top = max(top, states[(c * group + g) * 2]);
+            }
             let mut sum = 0.0f32.runtime();
             let mut total = 0.0f32.runtime();
             for c in 0..cubes {
-                let share = shares[c * group + g];
+                let share = (states[(c * group + g) * 2] - top).exp();
                 sum += parts[c * own + o] * share;
                 total += states[(c * group + g) * 2 + 1] * share;
             }

@@ -3,8 +3,8 @@
 use super::{Layout, ROUNDS};
 use cubecl::prelude::*;
 
-/// How often a cube looks for a word before it gives up: about a second.
-pub(crate) const PATIENCE: u32 = 1_000_000;
+/// How often a cube looks for a word before it gives up: a few seconds.
+pub(crate) const PATIENCE: u32 = 4_000_000;
 
 /// Where a cube's list has its words.
 #[derive(CubeType)]

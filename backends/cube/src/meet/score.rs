@@ -165,21 +165,7 @@ pub(super) fn meet_softmax(
     }
     sync_cube();
     let told = boxes.now + cube as usize * comptime!(2 * group);
-    if comptime!(plane > 0) {
-        // A plane for each query head, a unit for each part.
-        let lane = (UNIT_POS % plane) as usize;
-        let mut g = (UNIT_POS / plane) as usize;
-        while g < group {
-            let at = (min(lane, comptime!(teams - 1)) * group + g) * 2;
-            let top = plane_max(parts[at]);
-            let total = plane_sum(select(lane < teams, parts[at + 1] * (parts[at] - top).exp(), 0.0f32));
-            if lane == 0 {
-                mail[told + g * 2].store(word_of(top));
-                mail[told + g * 2 + 1].store(word_of(total));
-            }
-            g += teams;
-        }
-    } else if UNIT_POS < comptime!(group as u32) {
+    if UNIT_POS < comptime!(group as u32) {
         let g = UNIT_POS as usize;
         let mut top = parts[g * 2];
         for t in 1..teams {

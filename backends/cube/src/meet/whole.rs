@@ -68,7 +68,14 @@ pub(crate) fn plan(
     let (attend, cache_vector) = plan_own(gpu, cache, group, units as usize)?;
     let folded = group * (2 * sketch.chunks + 2 * sketch.words() + 2);
     let parts = attend.parts() * group * cache.dim + group * cache.dim + layout.cubes * group * 4;
-    let ours = tokens * (1 + score_words(group)) + most + 4 * layout.ties + layout.bins + 2 * units as usize + folded + parts + 4096;
+    let ours = tokens * (1 + score_words(group))
+        + most
+        + 4 * layout.ties
+        + layout.bins
+        + 2 * units as usize
+        + folded
+        + parts
+        + 4096;
     if ours > gpu.traits.shared_memory / 4 || budget > most {
         return Ok(None);
     }
@@ -183,8 +190,7 @@ fn whole_kernel<N: Size, V: Size>(
     sync_cube();
     let folded = fold(&asking, &asked, comptime!(config.dim as u32), 0usize, config.tip);
     let mut kept = Shared::<[u32]>::new_slice(comptime!(words * config.search.tokens));
-    let mut seen =
-        score_share::<N>(&mut next, codes, scales, &folded, &mut kept, row, &share, len, factor, config);
+    let mut seen = score_share::<N>(&mut next, codes, scales, &folded, &mut kept, row, &share, len, factor, config);
     let softmax = meet_softmax(&mut seen, mail, &boxes, cube, config);
     let wanted = budget - (sinks + recent);
     // The importances of all tokens sum up to 1, so that the last wanted one is at most as large as one over their number.
@@ -194,7 +200,7 @@ fn whole_kernel<N: Size, V: Size>(
     let recent_from = max(len, recent) - recent;
     find_keys(&mut share, &kept, &softmax, len, sinks, recent_from, lowest, shift, config);
     let bar = find_bar(&mut share, mail, &boxes, len, wanted, len - (sinks + recent), lowest, shift, search);
-    let chosen = choose::<V>(&mut share, mail, &boxes, &bar, keys, values, list, capacity, config);
+    let chosen = choose(&mut share, mail, &boxes, &bar, search);
     let found = attend_rows::<V>(
         &asking,
         keys,

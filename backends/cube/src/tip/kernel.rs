@@ -174,7 +174,12 @@ fn read_rows<N: Size>(
 
 /// Scores of a unit's rows, `[rows, group]`.
 #[cube]
-pub(crate) fn score_rows<N: Size>(now: &Rows<N>, folded: &Folded, factor: f32, #[comptime] config: Config) -> Array<f32> {
+pub(crate) fn score_rows<N: Size>(
+    now: &Rows<N>,
+    folded: &Folded,
+    factor: f32,
+    #[comptime] config: Config,
+) -> Array<f32> {
     let (group, parts, rows) = comptime!((config.group, config.per_word(), config.spans.rows));
     let width = N::value();
     let vectors = comptime!(config.words / width);
