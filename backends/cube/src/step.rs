@@ -101,9 +101,10 @@ pub fn step(
     let query_heads = scores.heads;
     ensure(importance.rows == cache.heads * choice.lists, "scratch", "it was made for another number of KV heads")?;
     if let Some(mail) = scratch.mail.as_ref().filter(|_| claim(gpu)) {
-        if let Some(plan) = whole::plan(gpu, cache, sketch, scores, mail, scratch.room, choice.budget)? {
-            let kept = [positions, out];
-            whole::launch(gpu, &plan, queries, cache, sketch, channels, scores, importance, mail, choice.budget, kept);
+        let (budget, room) = (choice.budget, scratch.room);
+        let kept = whole::Kept { scores, importance, mail, room, budget, positions, out };
+        if let Some(plan) = whole::plan(gpu, cache, sketch, &kept)? {
+            whole::launch(gpu, &plan, queries, cache, sketch, channels, &kept);
             return Ok(());
         }
     }

@@ -212,5 +212,12 @@ fn a_step_in_one_launch_is_that_of_the_oracle(mut gpu: Gpu) {
         let layer = Layer::new(&gpu, shape, precision, sharpness);
         steps(&gpu, &layer, &lens, choice(64), 3);
         steps(&gpu, &layer, &lens, choice(21), 2);
+        let refused = |len: usize, choice: Choice| {
+            let [heads, group, dim, _] = shape;
+            let scratch = Scratch::new(&gpu, heads * group, heads, heads, len, choice).unwrap();
+            let out = gpu.words(heads * group * dim);
+            step(&gpu, &layer.queries_there, &layer.cache, &layer.sketch, &layer.channels, &scratch, &out).is_err()
+        };
+        assert!(refused(shape[3] + 2, choice(64)) && refused(50, choice(64)) && refused(50, choice(19)));
     }
 }

@@ -13,7 +13,7 @@ use crate::attend::rows::attend_rows;
 use crate::attend::{Cache, Config as Attend, plan_own};
 use crate::combine::Importance;
 use crate::device::{Gpu, buffer};
-use crate::error::Result;
+use crate::error::{Result, ensure};
 use crate::length::tokens;
 use crate::tip::fold::{ask, fold};
 use crate::tip::kernel::Rows;
@@ -42,18 +42,31 @@ pub(crate) struct Plan {
     vectors: (usize, usize),
 }
 
-/// How to take a step at once, or `None` where it needs several launches: more lists than processors, lists that are no
-/// sketch's query heads or of a single one, long rows, or more tokens than cubes have room for. `room` are the most tokens.
-pub(crate) fn plan(
-    gpu: &Gpu,
-    cache: &Cache,
-    sketch: &Sketch,
-    scores: &Scores,
-    mail: &Mail,
-    room: usize,
-    budget: usize,
-) -> Result<Option<Plan>> {
-    let (layout, group) = (mail.layout, scores.group);
+/// What a step chooses by and writes.
+pub(crate) struct Kept<'a> {
+    pub scores: &'a Scores,
+    pub importance: &'a Importance,
+    pub mail: &'a Mail,
+    /// The most tokens that there is memory for.
+    pub room: usize,
+    pub budget: usize,
+    pub positions: &'a Handle,
+    pub out: &'a Handle,
+}
+
+/// How to take a step at once, or `None` where it needs several launches: many query heads of a list, long rows, or more tokens
+/// than cubes have room for.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) if shapes disagree, or the budget exceeds the tokens or is less than the guaranteed ones.
+pub(crate) fn plan(gpu: &Gpu, cache: &Cache, sketch: &Sketch, kept: &Kept<'_>) -> Result<Option<Plan>> {
+    let Kept { scores, importance, mail, room, budget, .. } = *kept;
+    let (layout, group, len) = (mail.layout, scores.group, scores.len.most());
+    ensure(len > 0 && len <= sketch.capacity, "len", "the sketch has fewer rows")?;
+    ensure(len <= cache.capacity, "len", "the cache has fewer rows")?;
+    ensure(scores.sketches() == sketch.heads, "scores", "their memory is for another number of sketches")?;
+    ensure(budget > 0 && budget <= len, "budget", "1 up to the tokens seen")?;
+    ensure(importance.sinks + importance.recent <= budget, "budget", "the guaranteed tokens are more")?;
     // Units of a cube this large have no registers for the sums of more query heads.
     if layout.group != group || group > 4 || cache.dim > DIM || cache.heads != sketch.heads {
         return Ok(None);
@@ -91,12 +104,9 @@ pub(crate) fn launch(
     cache: &Cache,
     sketch: &Sketch,
     channels: &Channels,
-    scores: &Scores,
-    importance: &Importance,
-    mail: &Mail,
-    budget: usize,
-    [positions, out]: [&Handle; 2],
+    kept: &Kept<'_>,
 ) {
+    let Kept { scores, importance, mail, budget, positions, out, .. } = *kept;
     let Plan { config, vectors: (vector, cache_vector) } = plan;
     let (layout, heads, lists) = (config.search.layout, scores.heads, cache.heads);
     let table = 2 * sketch.chunks * sketch.heads;
@@ -198,8 +208,9 @@ fn whole_kernel<N: Size, V: Size>(
     let shift = comptime!(RANGE - config.search.layout.bins.ilog2());
     let lowest = highest - comptime!(1u32 << RANGE);
     let recent_from = max(len, recent) - recent;
+    let free = max(recent_from, sinks) - sinks;
     find_keys(&mut share, &kept, &softmax, len, sinks, recent_from, lowest, shift, config);
-    let bar = find_bar(&mut share, mail, &boxes, len, wanted, len - (sinks + recent), lowest, shift, search);
+    let bar = find_bar(&mut share, mail, &boxes, len, wanted, free, lowest, shift, search);
     let chosen = choose(&mut share, mail, &boxes, &bar, search);
     let found = attend_rows::<V>(
         &asking,
