@@ -5,7 +5,8 @@
 #   benches/gpu.sh --build    builds only, and says where the program is: it needs nothing else of this repository
 #   benches/gpu.sh PROGRAM    runs what was built elsewhere
 #
-# FASA_QUICK=1 runs three sizes only; FASA_STAGES=1 adds up the launches of a step. PyTorch is left out where `python3` has none.
+# FASA_SIZES="1x65536 8x4096" runs these batches and contexts only; FASA_STAGES=1 adds up the launches of a step of several.
+# PyTorch is left out where `python3` has none.
 #
 # Columns, in microseconds for one layer: `device` is the device's own time, launches replayed from a CUDA graph; `replayed`
 # and `launched` are what the host sees, from a graph and launch by launch; `bound` is the bytes that must be read over the
@@ -48,8 +49,7 @@ nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || true
 FASA_SDPA=$(mktemp)
 export FASA_SDPA
 trap 'rm -f "$FASA_SDPA"' EXIT
-sizes=(1x65536 1x131072 8x65536)
-[ -n "${FASA_QUICK:-}" ] || sizes+=(1x4096 1x8192 1x16384 1x32768 8x4096 8x16384)
+read -ra sizes <<<"${FASA_SIZES:-1x4096 1x8192 1x16384 1x32768 1x65536 1x131072 8x4096 8x16384 8x65536}"
 if python3 -c 'import torch' 2>/dev/null; then
     python3 "$here/gpu_sdpa.py" "${sizes[@]}" >"$FASA_SDPA"
 else

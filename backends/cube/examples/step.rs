@@ -13,7 +13,7 @@ use fasa_cube::combine::{Importance, combine_into, rank};
 use fasa_cube::select::best_into;
 use fasa_cube::step::{Choice, Scratch, step};
 use fasa_cube::tip::{Channels, Scores, Sketch, score_into, score_stride};
-use fasa_cube::{Format, Gpu, Length};
+use fasa_cube::{Format, Gpu, Length, Traits};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -142,6 +142,11 @@ impl Bench {
     }
 }
 
+/// The device as one whose cubes cannot wait for each other: a step takes five launches.
+fn apart(gpu: &Gpu) -> Gpu {
+    Gpu { traits: Traits { together: 0, ..gpu.traits }, ..gpu.clone() }
+}
+
 /// A layer's buffers.
 struct Layer {
     cache: Cache,
@@ -176,26 +181,19 @@ fn main() {
     let gpu = Gpu::new(Device::cuda(0).unwrap().client()).unwrap();
     let mut bench = Bench { gpu, seed: 1 };
     let (bandwidth, peers) = (bench.bandwidth(), peers());
-    let quick = std::env::var("FASA_QUICK").is_ok();
     println!("copy: {:.2} TB/s, {} processors", bandwidth / 1e12, bench.gpu.traits.processors);
     println!(
-        "{:>6} {:>8}  {:22} {:>9} {:>9} {:>9} {:>9} {:>6} {:>7}",
+        "{:>6} {:>8}  {:30} {:>9} {:>9} {:>9} {:>9} {:>6} {:>7}",
         "batch", "tokens", "", "device", "replayed", "launched", "bound", "share", "x SDPA"
     );
-    let sizes = match quick {
-        true => vec![(1, 65_536), (1, 131_072), (8, 65_536)],
-        false => vec![
-            (1, 4096),
-            (1, 8192),
-            (1, 16_384),
-            (1, 32_768),
-            (1, 65_536),
-            (1, 131_072),
-            (8, 4096),
-            (8, 16_384),
-            (8, 65_536),
-        ],
-    };
+    // As in `1x65536 8x4096`.
+    let chosen = std::env::var("FASA_SIZES").unwrap_or_default();
+    let size = |size: &str| size.split_once('x').and_then(|(b, n)| Some((b.parse().ok()?, n.parse().ok()?)));
+    let mut sizes: Vec<(usize, usize)> = chosen.split_whitespace().filter_map(size).collect();
+    if sizes.is_empty() {
+        let all = "1x4096 1x8192 1x16384 1x32768 1x65536 1x131072 8x4096 8x16384 8x65536";
+        sizes.extend(all.split(' ').filter_map(size));
+    }
     for (batch, tokens) in sizes {
         table(&mut bench, batch, tokens, bandwidth, peers.get(&(batch, tokens)).copied());
     }
@@ -205,8 +203,9 @@ fn main() {
             let stride = score_stride(tokens);
             let sets: Vec<Handle> = (0..8).map(|_| bench.noise(rows * stride, 0x007f_ffff, 0x3f80_0000)).collect();
             let positions = bench.gpu.words(rows * BUDGET);
+            let guaranteed = [4, tokens - 16];
             let times = bench.time(sets.len(), |i| {
-                let importance = rank(&bench.gpu, &sets[i], rows, tokens, [4, tokens - 16]).unwrap();
+                let importance = rank(&bench.gpu, &sets[i], rows, tokens, guaranteed).unwrap();
                 best_into(&bench.gpu, &importance, BUDGET, &positions).unwrap();
             });
             let Times { device, replayed, launched } = times;
@@ -240,12 +239,12 @@ fn table(bench: &mut Bench, batch: usize, tokens: usize, bandwidth: f64, peer: O
         let Times { device, replayed, launched } = times;
         let against = peer.map_or(String::new(), |peer| format!("{:.2}", peer / device));
         println!(
-            "{batch:6} {tokens:8}  {name:22} {device:9.1} {replayed:9.1} {launched:9.1} {bound:9.1} {:5.0}% {against:>7}",
+            "{batch:6} {tokens:8}  {name:30} {device:9.1} {replayed:9.1} {launched:9.1} {bound:9.1} {:5.0}% {against:>7}",
             100.0 * bound / device
         );
     };
     if let Some(peer) = peer {
-        println!("{batch:6} {tokens:8}  {:22} {peer:9.1}", "PyTorch SDPA");
+        println!("{batch:6} {tokens:8}  {:30} {peer:9.1}", "PyTorch SDPA");
     }
     let kept = Length::on_device(Length::upload(&bench.gpu, tokens), tokens);
     let dense = bench.time(layers, |i| {
@@ -277,14 +276,20 @@ fn table(bench: &mut Bench, batch: usize, tokens: usize, bandwidth: f64, peer: O
         if std::env::var("FASA_STAGES").is_ok() && per_head == 1 {
             stages(bench, &made, &sketched, &channels, name);
         }
-        let scratch = Scratch::new(&bench.gpu, query_heads, sketches, heads, kept.clone(), choice).unwrap();
-        let times = bench.time(layers, |i| {
-            let Layer { cache, queries, out } = &made[i];
-            step(&bench.gpu, queries, cache, &sketched[i], &channels, &scratch, out).unwrap();
-        });
         let scale_bytes = precision.scale_bytes();
         let sketch_bytes = sketches * tokens * (precision.row_bytes(chunks) + scale_bytes);
-        row(name, times, sketch_bytes + heads * choice.lists * BUDGET * DIM * 4);
+        let bytes = sketch_bytes + heads * choice.lists * BUDGET * DIM * 4;
+        let steps = |gpu: &Gpu| {
+            let scratch = Scratch::new(gpu, query_heads, sketches, heads, kept.clone(), choice).unwrap();
+            bench.time(layers, |i| {
+                let Layer { cache, queries, out } = &made[i];
+                step(gpu, queries, cache, &sketched[i], &channels, &scratch, out).unwrap();
+            })
+        };
+        if per_head == 1 {
+            row(name, steps(&bench.gpu), bytes);
+        }
+        row(&format!("{name}, 5 launches"), steps(&apart(&bench.gpu)), bytes);
     }
 }
 
@@ -294,7 +299,7 @@ fn stages(bench: &mut Bench, made: &[Layer], sketched: &[Sketch], channels: &Cha
     let (heads, tokens) = (cache.heads, cache.capacity);
     let query_heads = heads * QUERY_HEADS / KV_HEADS;
     let group = query_heads / heads;
-    let gpu = &bench.gpu;
+    let gpu = &apart(&bench.gpu);
     let scores = Scores::empty(gpu, heads, group, tokens.into());
     let importance = Importance::empty(gpu, &scores, heads).guarantee(4, 16);
     let positions = gpu.words(heads * BUDGET);

@@ -6,6 +6,8 @@
 //! and adds up values; what teams and cubes have found is merged by the usual rule for partial softmaxes.
 
 mod kernel;
+pub(crate) mod rows;
+mod weights;
 
 use crate::device::{Gpu, buffer};
 use crate::error::{Result, ensure};
@@ -67,8 +69,19 @@ pub enum Rows<'a> {
 /// Less than any score.
 const NOTHING: f32 = -1.0e30;
 
+/// Where the rows of a cube are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Config {
+pub(crate) enum Source {
+    /// The first of the cache.
+    First,
+    /// Where a list of positions says.
+    Chosen,
+    /// Where the cube's own list says.
+    Own,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Config {
     format: Format,
     native_half: bool,
     dim: usize,
@@ -84,8 +97,10 @@ struct Config {
     /// Rows per unit that are scored together, and how often before the tile is done.
     rows: usize,
     batches: usize,
+    /// Batches that are asked for before they are needed, where there are several: a part of them.
+    ahead: usize,
     plane: u32,
-    chosen: bool,
+    source: Source,
     /// Whether the cube's result is the whole one.
     whole: bool,
     /// Whether the number of rows is read from the device.
@@ -103,7 +118,7 @@ impl Config {
     }
 
     /// Partial results of a cube in shared memory.
-    const fn parts(&self) -> usize {
+    pub const fn parts(&self) -> usize {
         if self.plane > 0 { self.teams } else { self.slots() }
     }
 }
@@ -201,6 +216,34 @@ pub fn attend_into(
     Ok(())
 }
 
+/// Teams for rows that a cube of `units` units has chosen itself, for `group` query heads: a few rows, as many at once as there
+/// are units for.
+pub(crate) fn plan_own(gpu: &Gpu, cache: &Cache, group: usize, units: usize) -> Result<(Config, usize)> {
+    let (words, vector) = cache.vectors()?;
+    let lanes = (words / vector).next_power_of_two().min(32);
+    let plane = gpu.traits.plane;
+    let team = if plane > 0 { 32 } else { units };
+    let config = Config {
+        format: cache.format,
+        native_half: gpu.traits.native_half,
+        dim: cache.dim,
+        group,
+        padded: group.next_power_of_two(),
+        lanes,
+        vectors: (words / vector).div_ceil(lanes),
+        team,
+        teams: units / team,
+        rows: 1,
+        batches: 1,
+        ahead: 1,
+        plane,
+        source: Source::Own,
+        whole: false,
+        device_len: false,
+    };
+    Ok((config, vector))
+}
+
 /// Shape of cubes, how many share a list's rows, and rows per cube.
 fn plan(
     gpu: &Gpu,
@@ -215,7 +258,17 @@ fn plan(
     let lanes = vectors_of_row.next_power_of_two().min(32);
     let vectors = vectors_of_row.div_ceil(lanes);
     let padded = group.next_power_of_two();
-    let (team, teams) = (32, if plane > 0 { if padded > 4 { 4 } else { 8 } } else { 1 });
+    // Enough rows for every processor to run a cube of many units: so many registers that a second cube does not fit are no
+    // loss then, and as many rows are on their way as one processor can wait for.
+    let large = plane > 0
+        && padded <= 4
+        && gpu.traits.max_units >= 512
+        && count * lists >= 512 * gpu.traits.processors as usize;
+    let (team, teams) = match (plane > 0, large) {
+        (false, _) => (32, 1),
+        (true, true) => (32, 16),
+        (true, false) => (32, if padded > 4 { 4 } else { 8 }),
+    };
     let rows = (16 / padded).clamp(1, 4);
     let slots = team / lanes;
     // Few rows are read by as many units as there are; many rows in tiles of one row per unit of the team.
@@ -233,14 +286,15 @@ fn plan(
         teams,
         rows,
         batches,
+        ahead: if batches.is_multiple_of(2) && !large { 2 } else { 1 },
         plane,
-        chosen,
+        source: if chosen { Source::Chosen } else { Source::First },
         whole: false,
         device_len: false,
     };
     let step = config.tile() * teams;
     // No more cubes than run at the same time.
-    let wanted = (2 * gpu.traits.processors as usize / lists).max(1);
+    let wanted = (if large { 1 } else { 2 } * gpu.traits.processors as usize / lists).max(1);
     let per_cube = if few { step } else { count.div_ceil(wanted).next_multiple_of(step) };
     let splits = count.div_ceil(per_cube);
     config.whole = splits == 1;

@@ -18,6 +18,11 @@ pub struct Traits {
     pub processors: u32,
     /// Cubes of a processor where cubes go through long rows.
     pub cubes: u32,
+    /// Cubes of 512 units that surely run at the same time and see what others write, so that they may wait for each other; 0
+    /// where that is not certain.
+    pub together: u32,
+    /// Cubes of a list that wait for each other at least: where there are fewer for each, several launches are faster.
+    pub meeting: u32,
     /// Most bytes of shared memory of a cube.
     pub shared_memory: usize,
 }
@@ -54,6 +59,13 @@ impl Gpu {
             max_units: 1 << max_units.ilog2(),
             processors: hardware.num_streaming_multiprocessors.unwrap_or(32),
             cubes: 2,
+            meeting: 16,
+            // One on each processor, which CUDA guarantees room for. Other devices may run cubes one after another.
+            together: if client.name() == "cuda" && features.device_memory_scope && planes {
+                hardware.num_streaming_multiprocessors.unwrap_or(0)
+            } else {
+                0
+            },
             shared_memory: hardware.max_shared_memory_size,
         };
         Ok(Self { client, traits })

@@ -1,6 +1,7 @@
 //! GPU kernels for frequency-aware sparse attention: one CubeCL source for CUDA, Vulkan, Metal and WebGPU.
 //!
-//! A decode step of one layer (`step`) is five launches, none of which waits for the host:
+//! A decode step of one layer (`step`) is one launch where cubes can wait for each other (`meet`), and else five, none of which
+//! waits for the host:
 //!
 //! 1. `tip`: every sketch row is read once and scored against all query heads that share it.
 //! 2. `combine`: the group's importance of every token, and the largest of each few tokens.
@@ -27,6 +28,7 @@ pub mod driver;
 mod error;
 mod length;
 pub mod linear;
+mod meet;
 pub mod numbers;
 pub mod rows;
 pub mod select;

@@ -5,6 +5,7 @@ use crate::combine::{Importance, combine_into};
 use crate::device::Gpu;
 use crate::error::{Result, ensure};
 use crate::length::Length;
+use crate::meet::{Layout, Mail, claim, whole};
 use crate::select::best_into;
 use crate::tip::{Channels, Scores, Sketch, score_into};
 use cubecl::server::Handle;
@@ -32,6 +33,8 @@ pub struct Scratch {
     choice: Choice,
     /// The most tokens that there is room for.
     room: usize,
+    /// Where cubes meet, if a step can be one launch.
+    mail: Option<Mail>,
 }
 
 impl Scratch {
@@ -53,8 +56,13 @@ impl Scratch {
         let scores = Scores::empty(gpu, sketches, query_heads / sketches, len.into());
         let importance = Importance::empty(gpu, &scores, lists).guarantee(choice.sinks, choice.recent);
         let room = scores.len.most();
+        // A list for each sketch, and means to choose by.
+        let group = scores.group;
+        let mail = Layout::new(gpu, lists, group)
+            .filter(|_| lists == sketches && group > 1)
+            .map(|layout| Mail::empty(gpu, layout, lists));
         // Room for every budget that a growing context may have.
-        Ok(Self { scores, importance, positions: gpu.words(lists * room), choice, room })
+        Ok(Self { scores, importance, positions: gpu.words(lists * room), choice, room, mail })
     }
 
     /// The same memory for a context of `len` tokens and another choice.
@@ -67,13 +75,16 @@ impl Scratch {
         ensure(choice.lists == self.choice.lists, "lists", "the memory is for another number")?;
         let scores = Scores { len: len.clone(), ..self.scores.clone() };
         let importance = Importance { len, ..self.importance.clone() }.guarantee(choice.sinks, choice.recent);
-        Ok(Self { scores, importance, positions: self.positions.clone(), choice, room: self.room })
+        let (positions, mail) = (self.positions.clone(), self.mail.clone());
+        Ok(Self { scores, importance, positions, choice, room: self.room, mail })
     }
 }
 
 /// Scores the sketch, chooses tokens and attends to them. `queries` and `out` are `[query heads, dim]`, f32.
 ///
-/// Time: the bytes of the sketch and of the chosen rows. Five launches.
+/// Time: the bytes of the sketch and of the chosen rows. One launch where cubes can wait for each other
+/// ([`Traits::together`](crate::Traits)), lists are those of a sketch and choose by a mean, and one thread of the process takes
+/// such steps; else five.
 ///
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) if shapes disagree, or the budget exceeds the tokens.
@@ -89,6 +100,14 @@ pub fn step(
     let Scratch { scores, importance, positions, choice, .. } = scratch;
     let query_heads = scores.heads;
     ensure(importance.rows == cache.heads * choice.lists, "scratch", "it was made for another number of KV heads")?;
+    if let Some(mail) = scratch.mail.as_ref().filter(|_| claim(gpu)) {
+        let (budget, room) = (choice.budget, scratch.room);
+        let kept = whole::Kept { scores, importance, mail, room, budget, positions, out };
+        if let Some(plan) = whole::plan(gpu, cache, sketch, &kept)? {
+            whole::launch(gpu, &plan, queries, cache, sketch, channels, &kept);
+            return Ok(());
+        }
+    }
     score_into(gpu, queries, cache.dim, sketch, channels, scores)?;
     combine_into(gpu, scores, importance)?;
     best_into(gpu, importance, choice.budget, positions)?;

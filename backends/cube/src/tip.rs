@@ -3,8 +3,8 @@
 //! The queries are folded where they are used, at the start of every cube: it costs less than a launch. Scores of the integer
 //! formats are sums of products of bytes, exact, as on the CPU.
 
-mod fold;
-mod kernel;
+pub(crate) mod fold;
+pub(crate) mod kernel;
 
 use crate::device::{Gpu, buffer};
 use crate::error::{Error, Result, ensure};
@@ -112,26 +112,26 @@ impl Codes {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Config {
-    precision: Codes,
-    chunks: usize,
-    words: usize,
-    group: usize,
-    spans: Spans,
-    units: u32,
-    plane: u32,
-    native_half: bool,
+pub(crate) struct Config {
+    pub precision: Codes,
+    pub chunks: usize,
+    pub words: usize,
+    pub group: usize,
+    pub spans: Spans,
+    pub units: u32,
+    pub plane: u32,
+    pub native_half: bool,
     /// Whether the number of rows is read from the device.
-    device_len: bool,
+    pub device_len: bool,
 }
 
 impl Config {
-    const fn half_scores(&self) -> bool {
+    pub const fn half_scores(&self) -> bool {
         are_halves(self.group)
     }
 
     /// Words of a token's scores.
-    const fn score_words(&self) -> usize {
+    pub const fn score_words(&self) -> usize {
         score_words(self.group)
     }
 
@@ -149,7 +149,7 @@ impl Config {
     }
 
     /// Whether scores are sums of integers.
-    const fn integer(&self) -> bool {
+    pub const fn integer(&self) -> bool {
         matches!(self.precision, Codes::Int4 | Codes::Int8)
     }
 
@@ -188,6 +188,24 @@ pub struct Scores {
     pub(crate) spans: Spans,
     pub(crate) blocks: Handle,
     pub(crate) block_count: usize,
+}
+
+/// How `group` query heads are scored against a sketch, a cube having `units` units of `rows` rows; and the words of a row
+/// that are read at once.
+pub(crate) fn plan(gpu: &Gpu, sketch: &Sketch, group: usize, units: u32, rows: usize) -> Result<(Config, usize)> {
+    let words = sketch.words();
+    let config = Config {
+        precision: Codes::new(sketch.precision)?,
+        chunks: sketch.chunks,
+        words,
+        group,
+        spans: Spans { rows, lanes: 1 },
+        units,
+        plane: gpu.traits.plane,
+        native_half: gpu.traits.native_half,
+        device_len: false,
+    };
+    Ok((config, [4, 2, 1].into_iter().find(|v| words.is_multiple_of(*v)).unwrap_or(1)))
 }
 
 impl Scores {

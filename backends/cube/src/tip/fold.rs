@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 
 /// The queries of a sketch in shared memory.
 #[derive(CubeType)]
-pub(super) struct Folded {
+pub(crate) struct Folded {
     /// Per word of codes, query head and part of the word: four bytes, or the bits of a float.
     pub words: Shared<[u32]>,
     /// Per query head: what an integer sum is multiplied with.
@@ -16,14 +16,14 @@ pub(super) struct Folded {
 
 /// What a unit folds: channel numbers and static scales, asked for before anything waits.
 #[derive(CubeType)]
-pub(super) struct Asked {
+pub(crate) struct Asked {
     channel: Array<u32>,
     scale: Array<f32>,
 }
 
 /// Reads the unit's channels of sketch `head`.
 #[cube]
-pub(super) fn ask(channels: &[u32], scale: &[f32], head: usize, #[comptime] config: Config) -> Asked {
+pub(crate) fn ask(channels: &[u32], scale: &[f32], head: usize, #[comptime] config: Config) -> Asked {
     let (count, team, numbers) = comptime!((2 * config.chunks, config.fold_team(), config.fold_numbers()));
     let mut asked = Asked { channel: Array::<u32>::new(numbers), scale: Array::<f32>::new(numbers) };
     #[unroll]
@@ -40,7 +40,7 @@ pub(super) fn ask(channels: &[u32], scale: &[f32], head: usize, #[comptime] conf
 
 /// Folds the static scales into the queries of sketch `head` and rounds them to bytes.
 #[cube]
-pub(super) fn fold(queries: &[f32], asked: &Asked, dim: u32, head: usize, #[comptime] config: Config) -> Folded {
+pub(crate) fn fold(queries: &[f32], asked: &Asked, dim: u32, head: usize, #[comptime] config: Config) -> Folded {
     let count = comptime!(2 * config.chunks);
     let (group, words, parts) = comptime!((config.group, config.words, config.per_word()));
     let mut folded = Shared::<[f32]>::new_slice(comptime!(group * count));

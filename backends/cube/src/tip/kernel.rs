@@ -9,14 +9,14 @@ use crate::team::{Reduce, cube_reduce, scratch_len};
 use cubecl::prelude::*;
 
 /// The score of places without a token.
-const NOTHING: f32 = -1.0e30;
+pub(crate) const NOTHING: f32 = -1.0e30;
 
 /// A unit's rows of a chunk.
 #[derive(CubeType)]
-struct Rows<N: Size> {
-    codes: Array<Vector<u32, N>>,
+pub(crate) struct Rows<N: Size> {
+    pub codes: Array<Vector<u32, N>>,
     /// The words that the scales are in.
-    scales: Array<u32>,
+    pub scales: Array<u32>,
 }
 
 /// Cubes take the chunks of a sketch in turn, and read the rows of the next while they score those of one.
@@ -174,7 +174,12 @@ fn read_rows<N: Size>(
 
 /// Scores of a unit's rows, `[rows, group]`.
 #[cube]
-fn score_rows<N: Size>(now: &Rows<N>, folded: &Folded, factor: f32, #[comptime] config: Config) -> Array<f32> {
+pub(crate) fn score_rows<N: Size>(
+    now: &Rows<N>,
+    folded: &Folded,
+    factor: f32,
+    #[comptime] config: Config,
+) -> Array<f32> {
     let (group, parts, rows) = comptime!((config.group, config.per_word(), config.spans.rows));
     let width = N::value();
     let vectors = comptime!(config.words / width);
