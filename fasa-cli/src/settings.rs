@@ -33,6 +33,45 @@ pub struct ModelArgs {
     /// Where keys and values lie
     #[command(flatten)]
     pub cache: CacheArgs,
+
+    /// The most of a GPU's memory that weights and cache may take, such as `40GiB` [default: all of it]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub device_memory: Option<u64>,
+}
+
+impl ModelArgs {
+    /// Opens the device that the arguments name, and limits its memory.
+    ///
+    /// # Errors
+    /// If it cannot be used, or is the processor and a limit was asked for.
+    pub fn open_device(&self) -> Result<Device> {
+        let device = self.device.open()?;
+        match self.device_memory {
+            Some(_) if self.device == DeviceName::Cpu => {
+                bail!("`--device-memory` limits a GPU's memory; limit that of a process with `ulimit -d`")
+            }
+            limit => fasa_burn::device::limit_memory(limit),
+        }
+        Ok(device)
+    }
+
+    /// The placement that the arguments ask for.
+    ///
+    /// # Errors
+    /// For a folder where nothing is written to one.
+    pub fn placement(&self) -> Result<Placement> {
+        let on_gpu = self.device != DeviceName::Cpu;
+        if on_gpu && self.cache.cache_dir.is_some() {
+            bail!(
+                "`--cache-dir` is for the processor; with a GPU a tiered cache keeps keys and values in the host's memory: leave it out"
+            );
+        }
+        Ok(match self.cache.placement()? {
+            Placement::Tiered(_) if on_gpu => Placement::Host,
+            Placement::Auto(_) if on_gpu => Placement::AutoHost,
+            placement => placement,
+        })
+    }
 }
 
 /// Where keys and values lie.
@@ -56,7 +95,7 @@ pub enum CacheName {
     Auto,
     /// In the device's memory
     Device,
-    /// In a file, read as steps choose tokens: the same text from a fraction of the memory
+    /// In a file, read as steps choose tokens: the same text from a fraction of the memory. With a GPU, in the host's memory
     Tiered,
 }
 
@@ -308,6 +347,27 @@ impl CriterionName {
     }
 }
 
+/// `40GiB`, `500MB` or a number of bytes.
+pub fn parse_bytes(text: &str) -> Result<u64> {
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let unit = match unit {
+        "" | "B" => Some(1),
+        "kB" | "KB" => Some(1000),
+        "MB" => Some(1_000_000),
+        "GB" | "G" => Some(1_000_000_000),
+        "KiB" => Some(1 << 10),
+        "MiB" => Some(1 << 20),
+        "GiB" => Some(1 << 30),
+        _ => None,
+    };
+    let number = number.trim().parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
+    match number.zip(unit) {
+        Some((number, unit)) => Ok((number * unit as f64) as u64),
+        None => bail!("`{text}` is no number of bytes; write for example `40GiB` or `500MB`"),
+    }
+}
+
 /// `256` is tokens, `3%` is a share. A bare fraction would leave in doubt which of the two it is.
 pub fn parse_budget(text: &str) -> Result<Budget> {
     let budget = match text.strip_suffix('%') {
@@ -329,6 +389,24 @@ pub fn parse_budget(text: &str) -> Result<Budget> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_of_bytes() {
+        for (text, want) in [
+            ("40GiB", Some(40 << 30)),
+            ("1.5GB", Some(1_500_000_000)),
+            ("512MiB", Some(512 << 20)),
+            ("4096", Some(4096)),
+            ("4096B", Some(4096)),
+            ("", None),
+            ("-1GB", None),
+            ("0", None),
+            ("12 parsecs", None),
+            ("GiB", None),
+        ] {
+            assert_eq!(parse_bytes(text).ok(), want, "{text}");
+        }
+    }
 
     #[test]
     fn budgets() {

@@ -69,6 +69,13 @@ impl Scratch {
         let importance = Importance { len, ..self.importance.clone() }.guarantee(choice.sinks, choice.recent);
         Ok(Self { scores, importance, positions: self.positions.clone(), choice, room: self.room })
     }
+
+    /// Bytes of its memory.
+    pub fn bytes(&self) -> u64 {
+        let Importance { values, maxima, .. } = &self.importance;
+        let handles = [&self.scores.scores, &self.scores.blocks, values, maxima, &self.positions];
+        handles.into_iter().map(Handle::size_in_used).sum()
+    }
 }
 
 /// Scores the sketch, chooses tokens and attends to them. `queries` and `out` are `[query heads, dim]`, f32.
@@ -86,12 +93,29 @@ pub fn step(
     scratch: &Scratch,
     out: &Handle,
 ) -> Result<()> {
-    let Scratch { scores, importance, positions, choice, .. } = scratch;
+    choose(gpu, queries, [cache.heads, cache.dim], sketch, channels, scratch)?;
+    let Scratch { scores, positions, choice, .. } = scratch;
     let query_heads = scores.heads;
-    ensure(importance.rows == cache.heads * choice.lists, "scratch", "it was made for another number of KV heads")?;
-    score_into(gpu, queries, cache.dim, sketch, channels, scores)?;
-    combine_into(gpu, scores, importance)?;
-    best_into(gpu, importance, choice.budget, positions)?;
     let rows = Rows::Chosen { positions, count: choice.budget, lists: choice.lists };
     attend_into(gpu, queries, query_heads, cache, rows, out)
+}
+
+/// The first part of [`step`]: scores the sketch and chooses tokens, which [`Scratch::positions`] then has. `of` are the KV heads and
+/// their dimensions.
+///
+/// # Errors
+/// As [`step`].
+pub fn choose(
+    gpu: &Gpu,
+    queries: &Handle,
+    of: [usize; 2],
+    sketch: &Sketch,
+    channels: &Channels,
+    scratch: &Scratch,
+) -> Result<()> {
+    let (Scratch { scores, importance, positions, choice, .. }, [kv_heads, dim]) = (scratch, of);
+    ensure(importance.rows == kv_heads * choice.lists, "scratch", "it was made for another number of KV heads")?;
+    score_into(gpu, queries, dim, sketch, channels, scores)?;
+    combine_into(gpu, scores, importance)?;
+    best_into(gpu, importance, choice.budget, positions)
 }
