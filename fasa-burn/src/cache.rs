@@ -21,6 +21,7 @@ use crate::error::Result;
 use crate::ops;
 use crate::rope::Angles;
 use burn::tensor::{Device, Int, Tensor, TensorCreationOptions};
+#[cfg(feature = "cube")]
 use fasa_core::policy::OwnedPlan;
 #[cfg(feature = "cube")]
 use hosted::Hosted;

@@ -59,7 +59,13 @@ fn rows_are_what_was_written() {
                 assert!(got == narrow(side, [heads, len, row], BLOCK..2 * BLOCK), "{format:?}");
             }
         }
-        assert!(host.upload(&gpu.client, 0, 3).is_err() && host.upload(&gpu.client, 2, 0).is_err());
+        let keys: Vec<u8> = download(&gpu, &host.upload_keys(&gpu.client, 1, 0).expect("there"));
+        assert!(keys == narrow(&all[1][0], [heads, len, row], 0..BLOCK));
+        assert!(
+            host.upload_keys(&gpu.client, 0, 3).is_err()
+                && host.upload(&gpu.client, 0, 3).is_err()
+                && host.upload(&gpu.client, 2, 0).is_err()
+        );
         assert!(host.write(0, 3 * BLOCK, &vec![0; heads * row], &vec![0; heads * row]).is_err());
         assert!(host.write(0, 0, &vec![0; heads * row], &[]).is_err());
     }

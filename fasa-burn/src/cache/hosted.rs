@@ -372,7 +372,7 @@ impl Hosted {
             let rows = sketch.len..seen.min((index + 1) * BLOCK);
             let (tables, end) = (sketch.tensors.get(), rows.end);
             hosted::write_sketch(&self.rows, index, tables, plan, layer, rows)?;
-            self.traffic.bytes_read += self.rows.shape().block() as u64;
+            self.traffic.bytes_read += self.rows.shape().block() as u64 / 2;
             sketch.len = end;
         }
         Ok(())

@@ -85,10 +85,11 @@ impl Block {
         Ok(Self { start: memory.as_mut_ptr(), len, pinned, _memory: memory })
     }
 
-    /// Copies it to the device. One transfer.
-    pub(super) fn upload(block: &Arc<Self>, client: &Client) -> Handle {
-        // SAFETY: a block is as long as that, and initialised.
-        client.create(unsafe { Bytes::from_controller(Box::new(Lent(block.clone())), block.len) })
+    /// Copies its first `len` bytes to the device. One transfer.
+    pub(super) fn upload(block: &Arc<Self>, client: &Client, len: usize) -> Handle {
+        let len = len.min(block.len);
+        // SAFETY: a block is at least as long as that, and initialised.
+        client.create(unsafe { Bytes::from_controller(Box::new(Lent(block.clone(), len)), len) })
     }
 
     fn bytes(&self, range: Range<usize>) -> &[u8] {
@@ -105,8 +106,8 @@ impl Block {
     }
 }
 
-/// A block on its way to the device: it is read where it lies.
-struct Lent(Arc<Block>);
+/// The first bytes of a block on their way to the device: they are read where they lie.
+struct Lent(Arc<Block>, usize);
 
 impl AllocationController for Lent {
     fn alloc_align(&self) -> usize {
@@ -122,7 +123,7 @@ impl AllocationController for Lent {
     }
 
     fn memory(&self, _policy: AccessPolicy) -> std::result::Result<&[MaybeUninit<u8>], AccessError> {
-        let bytes = self.0.bytes(0..self.0.len);
+        let bytes = self.0.bytes(0..self.1);
         // SAFETY: initialised bytes are bytes that may be uninitialised.
         Ok(unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) })
     }
@@ -250,9 +251,18 @@ impl HostRows {
     /// [`Error::Shape`] for rows that were not reserved.
     pub fn upload(&self, client: &Client, layer: usize, index: usize) -> Result<[Handle; 2]> {
         ensure(layer < self.blocks.len() && index * BLOCK < self.capacity, "rows", "they were not reserved")?;
-        let both = Block::upload(self.block(layer, index), client);
+        let both = Block::upload(self.block(layer, index), client, self.shape.block());
         let half = self.shape.block() as u64 / 2;
         Ok([both.clone().offset_end(half), both.offset_start(half)])
+    }
+
+    /// As [`upload`](Self::upload), the keys alone.
+    ///
+    /// # Errors
+    /// As [`upload`](Self::upload).
+    pub fn upload_keys(&self, client: &Client, layer: usize, index: usize) -> Result<Handle> {
+        ensure(layer < self.blocks.len() && index * BLOCK < self.capacity, "rows", "they were not reserved")?;
+        Ok(Block::upload(self.block(layer, index), client, self.shape.block() / 2))
     }
 
     /// Where each block of a layer begins, shared ones as often as they are.

@@ -20,7 +20,7 @@ pub fn to_device(client: &Client) -> Result<f64> {
     for _ in 0..6 {
         block_on(client.sync()).map_err(|_| failed.clone())?;
         let start = Instant::now();
-        drop(Block::upload(&block, client));
+        drop(Block::upload(&block, client, BYTES));
         block_on(client.sync()).map_err(|_| failed.clone())?;
         best = best.max(BYTES as f64 / start.elapsed().as_secs_f64());
     }

@@ -127,8 +127,9 @@ pub(crate) fn write_sketch(
     let (codes, scales) = (int(tables.codes), int(tables.scales));
     let (channels, sketch) = (tables::channels(&codes, plan, layer)?, sketch(plan, &codes, &scales)?);
     let shape = host.shape();
-    let [keys, values] = host.upload(&codes.client, layer, index).map_err(refused)?;
-    let block = Cache { format: shape.format, keys, values, heads: shape.heads, capacity: BLOCK, dim: shape.dim };
+    let keys = host.upload_keys(&codes.client, layer, index).map_err(refused)?;
+    let block =
+        Cache { format: shape.format, values: keys.clone(), keys, heads: shape.heads, capacity: BLOCK, dim: shape.dim };
     write::write_from(&gpu(&codes), &block, index * BLOCK, &sketch, &channels, rows).map_err(refused)?;
     Ok(())
 }
