@@ -6,8 +6,8 @@ use crate::length::{Length, tokens};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-/// Units of a cube.
-const UNITS: u32 = 256;
+/// Units of a cube at most: each compares some slots with all chosen rows.
+const UNITS: u32 = 1024;
 
 /// No position, no slot.
 const NONE: u32 = u32::MAX;
@@ -62,17 +62,19 @@ struct Config {
     /// Room in shared memory for chosen rows and for slots.
     chosen: usize,
     slots: usize,
+    units: u32,
     device_len: bool,
 }
 
 impl Config {
-    fn new(slots: usize, per_head: usize, device_len: bool) -> Self {
-        Self { chosen: per_head.next_power_of_two(), slots: slots.next_power_of_two(), device_len }
+    fn new(gpu: &Gpu, slots: usize, per_head: usize, device_len: bool) -> Self {
+        let units = UNITS.min(gpu.traits.max_units);
+        Self { chosen: per_head.next_power_of_two(), slots: slots.next_power_of_two(), units, device_len }
     }
 
     /// Bytes of shared memory.
     fn shared(self) -> usize {
-        4 * (4 * self.chosen + self.slots + 2 * UNITS as usize)
+        4 * (4 * self.chosen + self.slots + 2 * self.units as usize)
     }
 }
 
@@ -86,7 +88,9 @@ impl Book {
 
     /// Whether the device can keep a book of so many slots for so many chosen rows.
     pub fn fits(gpu: &Gpu, slots: usize, per_head: usize) -> bool {
-        slots >= per_head && slots < 65_536 && Config::new(slots, per_head, false).shared() <= gpu.traits.shared_memory
+        slots >= per_head
+            && slots < 65_536
+            && Config::new(gpu, slots, per_head, false).shared() <= gpu.traits.shared_memory
     }
 
     /// Bytes of its memory.
@@ -114,7 +118,7 @@ impl Book {
     /// [`Error::Shape`](crate::Error::Shape) if there are fewer slots than chosen rows, or too many for the device.
     pub fn assign(&self, gpu: &Gpu, positions: &Handle, per_head: usize, len: &Length) -> Result<Assigned> {
         ensure(per_head > 0 && Self::fits(gpu, self.slots, per_head), "slots", "too few, or too many for the device")?;
-        let config = Config::new(self.slots, per_head, len.is_on_device());
+        let config = Config::new(gpu, self.slots, per_head, len.is_on_device());
         let (slots, missing) = (gpu.words(self.heads * per_head), gpu.words(2 * self.heads * per_head));
         // SAFETY: the lengths are those of the allocations; the kernel writes below them: slots of a head below `slots`, chosen rows
         // below `per_head`.
@@ -122,7 +126,7 @@ impl Book {
             assign_kernel::launch_unchecked(
                 &gpu.client,
                 CubeCount::Static(self.heads as u32, 1, 1),
-                CubeDim::new_1d(UNITS),
+                CubeDim::new_1d(config.units),
                 buffer(positions, self.heads * per_head),
                 buffer(len.handle().unwrap_or(positions), 1),
                 buffer(&self.held, self.heads * self.slots),
@@ -156,6 +160,7 @@ fn assign_kernel(
     slots: u32,
     #[comptime] config: Config,
 ) {
+    let units = comptime!(config.units);
     let last = tokens(length, most, config.device_len) - 1;
     let (first, base) = (CUBE_POS_X * per_head, CUBE_POS_X * slots);
     let mut chosen = Shared::<[u32]>::new_slice(config.chosen);
@@ -164,13 +169,13 @@ fn assign_kernel(
     let mut free = Shared::<[u32]>::new_slice(config.chosen);
     // Bit 0: a row of this step lies there; bit 1: its row was chosen again.
     let mut flags = Shared::<[u32]>::new_slice(config.slots);
-    let mut before = Shared::<[u32]>::new_slice(comptime!(2 * UNITS as usize));
+    let mut before = Shared::<[u32]>::new_slice(comptime!(2 * config.units as usize));
 
     let mut j = UNIT_POS;
     while j < per_head {
         chosen[j as usize] = positions[(first + j) as usize];
         place[j as usize] = NONE;
-        j += UNITS;
+        j += units;
     }
     sync_cube();
     let mut s = UNIT_POS;
@@ -189,7 +194,7 @@ fn assign_kernel(
             }
         }
         flags[s as usize] = flag;
-        s += UNITS;
+        s += units;
     }
     sync_cube();
     let mut j = UNIT_POS;
@@ -198,13 +203,13 @@ fn assign_kernel(
         if s != NONE {
             flags[s as usize] = 3u32;
         }
-        j += UNITS;
+        j += units;
     }
     sync_cube();
 
     // Each unit counts some slots, from the hand on, and some rows; then all know what those before them counted.
     let hand = hands[CUBE_POS_X as usize];
-    let (slots_each, rows_each) = ((slots + UNITS - 1) / UNITS, (per_head + UNITS - 1) / UNITS);
+    let (slots_each, rows_each) = ((slots + units - 1) / units, (per_head + units - 1) / units);
     let (slot_from, row_from) = (UNIT_POS * slots_each, UNIT_POS * rows_each);
     let mut ours = 0u32.runtime();
     let mut rows = 0u32.runtime();
@@ -222,24 +227,24 @@ fn assign_kernel(
         }
     }
     before[UNIT_POS as usize] = ours;
-    before[(UNITS + UNIT_POS) as usize] = rows;
+    before[(units + UNIT_POS) as usize] = rows;
     sync_cube();
     let mut step = 1u32.runtime();
-    while step < UNITS {
+    while step < units {
         let mut more_slots = 0u32;
         let mut more_rows = 0u32;
         if UNIT_POS >= step {
             more_slots = before[(UNIT_POS - step) as usize];
-            more_rows = before[(UNITS + UNIT_POS - step) as usize];
+            more_rows = before[(units + UNIT_POS - step) as usize];
         }
         sync_cube();
         before[UNIT_POS as usize] += more_slots;
-        before[(UNITS + UNIT_POS) as usize] += more_rows;
+        before[(units + UNIT_POS) as usize] += more_rows;
         sync_cube();
         step *= 2;
     }
-    let all = before[comptime!(2 * UNITS as usize - 1)];
-    let idle = before[comptime!(UNITS as usize - 1)] & 65_535;
+    let all = before[comptime!(2 * config.units as usize - 1)];
+    let idle = before[comptime!(config.units as usize - 1)] & 65_535;
     let ranks = before[UNIT_POS as usize] - ours;
     let mut once = ranks & 65_535;
     // Rows that were chosen again go when there are no others.
@@ -259,7 +264,7 @@ fn assign_kernel(
             twice += 1;
         }
     }
-    let mut rank = before[(UNITS + UNIT_POS) as usize] - rows;
+    let mut rank = before[(units + UNIT_POS) as usize] - rows;
     for j in row_from..min(row_from + rows_each, per_head) {
         if place[j as usize] == NONE {
             lacking[rank as usize] = j;
@@ -280,19 +285,19 @@ fn assign_kernel(
         if r == all - 1 {
             hands[CUBE_POS_X as usize] = (s + 1) % slots;
         }
-        r += UNITS;
+        r += units;
     }
     sync_cube();
     let mut s = UNIT_POS;
     while s < slots {
         let flag = flags[s as usize];
         again[(base + s) as usize] = select(flag == 3 || (flag == 2 && all <= idle), 1u32, 0u32);
-        s += UNITS;
+        s += units;
     }
     let mut j = UNIT_POS;
     while j < per_head {
         out[(first + j) as usize] = place[j as usize];
-        j += UNITS;
+        j += units;
     }
     if UNIT_POS == 0 {
         let at = (3 * CUBE_POS_X) as usize;
