@@ -1,5 +1,6 @@
 //! Command-line arguments that several commands share.
 
+use crate::sizes::parse_bytes;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use fasa_burn::cache::Placement;
@@ -347,27 +348,6 @@ impl CriterionName {
     }
 }
 
-/// `40GiB`, `500MB` or a number of bytes.
-pub fn parse_bytes(text: &str) -> Result<u64> {
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let unit = match unit {
-        "" | "B" => Some(1),
-        "kB" | "KB" => Some(1000),
-        "MB" => Some(1_000_000),
-        "GB" | "G" => Some(1_000_000_000),
-        "KiB" => Some(1 << 10),
-        "MiB" => Some(1 << 20),
-        "GiB" => Some(1 << 30),
-        _ => None,
-    };
-    let number = number.trim().parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
-    match number.zip(unit) {
-        Some((number, unit)) => Ok((number * unit as f64) as u64),
-        None => bail!("`{text}` is no number of bytes; write for example `40GiB` or `500MB`"),
-    }
-}
-
 /// `256` is tokens, `3%` is a share. A bare fraction would leave in doubt which of the two it is.
 pub fn parse_budget(text: &str) -> Result<Budget> {
     let budget = match text.strip_suffix('%') {
@@ -389,24 +369,6 @@ pub fn parse_budget(text: &str) -> Result<Budget> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_of_bytes() {
-        for (text, want) in [
-            ("40GiB", Some(40 << 30)),
-            ("1.5GB", Some(1_500_000_000)),
-            ("512MiB", Some(512 << 20)),
-            ("4096", Some(4096)),
-            ("4096B", Some(4096)),
-            ("", None),
-            ("-1GB", None),
-            ("0", None),
-            ("12 parsecs", None),
-            ("GiB", None),
-        ] {
-            assert_eq!(parse_bytes(text).ok(), want, "{text}");
-        }
-    }
 
     #[test]
     fn budgets() {

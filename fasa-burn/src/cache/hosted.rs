@@ -1,11 +1,13 @@
 //! A GPU's cache with keys and values in the host's memory: the device has the sketch, and of the rows those that steps choose
 //! again and again.
 //!
-//! A sparse step of a layer goes to the device, which scores the sketch and chooses; back to the host, which brings the chosen
-//! rows that the device lacks in one transfer; and to the device again, which attends to them where they lie. Everything else
-//! (prompts, layers that attend to everything, making the sketch) streams through the device block by block.
+//! In a sparse step of a layer the device scores the sketch and chooses. Where it can read the host's memory, it goes on by itself:
+//! it keeps a book of the rows that it has, brings those that it lacks and attends. Elsewhere the host keeps the book and sends the
+//! missing rows in one transfer. Everything else (prompts, layers that attend to everything, making the sketch) streams through the
+//! device block by block.
 
 mod kept;
+mod whole;
 
 use super::sketch::{SketchLayer, SketchTensors, Sketched};
 use super::{HostOptions, Layout, TierPlace, TierUse, Traffic};
@@ -15,11 +17,10 @@ use crate::ops::cube::hosted::{self, Reach};
 use crate::ops::cube::refused;
 use crate::ops::{AttentionOptions, FasaStep};
 use crate::rope::Angles;
-use burn::tensor::{Tensor, TensorCreationOptions, TensorData};
+use burn::tensor::Tensor;
 use fasa_core::policy::OwnedPlan;
 use fasa_cube::tier::{BLOCK, Book, HostRows, HostShape, Mapped, Packet, place};
 use fasa_cube::{Format, Gpu};
-use half::{bf16, f16};
 use kept::{Kept, add};
 use std::sync::Arc;
 
@@ -218,33 +219,6 @@ impl Hosted {
         Ok(())
     }
 
-    /// Writes the first `len` rows of a cache that lay on the device.
-    pub(super) fn take_in(&mut self, layer: usize, (keys, values): (Tensor<3>, Tensor<3>), len: usize) -> Result<()> {
-        for from in (0..len).step_by(4 * BLOCK) {
-            let count = (4 * BLOCK).min(len - from);
-            self.write(layer, from, keys.clone().narrow(1, from, count), values.clone().narrow(1, from, count))?;
-        }
-        Ok(())
-    }
-
-    /// Copies of the first `len` rows, `[kv_heads, len, dim]` each.
-    pub(super) fn rows(&self, layer: usize, len: usize) -> Result<(Tensor<3>, Tensor<3>)> {
-        // The device may still be writing some.
-        hosted::wait(&self.gpu)?;
-        let Layout { kv_heads, dim, dtype, ref device, .. } = self.layout;
-        let tensor = |bytes: Vec<u8>| {
-            let shape = [kv_heads, len, dim];
-            let data = match dtype {
-                Dtype::F32 => TensorData::new(bytemuck::pod_collect_to_vec::<u8, f32>(&bytes), shape),
-                Dtype::F16 => TensorData::new(bytemuck::pod_collect_to_vec::<u8, f16>(&bytes), shape),
-                Dtype::Bf16 => TensorData::new(bytemuck::pod_collect_to_vec::<u8, bf16>(&bytes), shape),
-            };
-            Tensor::from_data(data, TensorCreationOptions::new(device.clone()).with_dtype(dtype.float().into()))
-        };
-        let [keys, values] = self.rows.read(layer, len).map_err(refused)?.map(tensor);
-        Ok((keys, values))
-    }
-
     /// Several tokens, or one that attends to all rows: `[new, query_heads, head_dim]`, the last of the first `len` rows.
     pub(super) fn causal_attention(
         &mut self,
@@ -360,12 +334,16 @@ impl Hosted {
             self.sketched = Some(Sketched { plan: plan.clone(), layers });
         }
         let Some(sketched) = &mut self.sketched else { unreachable!("set above") };
-        let slot = &mut sketched.layers[layer];
-        let room = self.rows.capacity();
-        let sketch = slot.get_or_insert_with(|| SketchLayer::new(plan, room, &self.layout.device));
+        let (slot, room, device) = (&mut sketched.layers[layer], self.rows.capacity(), &self.layout.device);
+        // Each table has memory of its own: in the pages of a pool, sketches of long contexts would leave as much again unused.
+        let alone = |make: &mut (dyn FnMut() + Send)| self.gpu.client.memory_dedicated_allocation((), |()| make());
+        if slot.is_none() {
+            alone(&mut || *slot = Some(SketchLayer::new(plan, room, device)));
+        }
+        let Some(sketch) = slot else { unreachable!("made above") };
         // Room for the new token, and for those that a recorded step may be taken with.
         if sketch.capacity() < room.max(seen + 1) {
-            sketch.grow(plan, room.max(sketch.capacity() * 9 / 8), &self.layout.device);
+            alone(&mut || sketch.grow(plan, room.max(sketch.capacity() * 9 / 8), device));
         }
         while sketch.len < seen {
             let index = sketch.len / BLOCK;

@@ -185,13 +185,14 @@ fn address(addresses: &[u32], side: u32, head: u32, position: u32, #[comptime] c
     start + u64::cast_from(row) * comptime!(4 * config.words as u64)
 }
 
+/// Ordinary loads, which the units of a plane share out in whole lines: what the host or a launch before wrote is seen by all of them.
 #[cube]
 fn load<N: Size>(address: u64, #[comptime] width: usize) -> Vector<u32, N> {
     let loaded: Vector<u32, N>;
     if comptime!(width == 4) {
-        gpu_asm!("ld.volatile.global.v4.u32 {}, [{}];", out(_) loaded, in(_) address, options(readonly));
+        gpu_asm!("ld.global.v4.u32 {}, [{}];", out(_) loaded, in(_) address, options(readonly));
     } else {
-        gpu_asm!("ld.volatile.global.u32 {}, [{}];", out(_) loaded, in(_) address, options(readonly));
+        gpu_asm!("ld.global.u32 {}, [{}];", out(_) loaded, in(_) address, options(readonly));
     }
     loaded
 }
@@ -199,9 +200,9 @@ fn load<N: Size>(address: u64, #[comptime] width: usize) -> Vector<u32, N> {
 #[cube]
 fn store<N: Size>(address: u64, words: Vector<u32, N>, #[comptime] width: usize) {
     if comptime!(width == 4) {
-        gpu_asm!("st.volatile.global.v4.u32 [{}], {};", in(_) address, in(_) words);
+        gpu_asm!("st.global.v4.u32 [{}], {};", in(_) address, in(_) words);
     } else {
-        gpu_asm!("st.volatile.global.u32 [{}], {};", in(_) address, in(_) words);
+        gpu_asm!("st.global.u32 [{}], {};", in(_) address, in(_) words);
     }
 }
 

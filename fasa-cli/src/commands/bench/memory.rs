@@ -3,7 +3,8 @@
 use super::{in_turns, parse_length};
 use crate::pictures::curves::{self, Chart, Series};
 use crate::report::{self, Format};
-use crate::settings::{MethodArgs, MethodName, ModelArgs, parse_bytes};
+use crate::settings::{MethodArgs, MethodName, ModelArgs};
+use crate::sizes::parse_bytes;
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
