@@ -4,7 +4,7 @@ mod fixture;
 #[path = "fixture/model.rs"]
 mod model;
 
-use fasa_burn::cache::{KvCache, Placement};
+use fasa_burn::cache::{KvCache, Placement, TierPlace};
 use fasa_burn::generate::{Cancel, Options};
 use fasa_burn::method::Method;
 use fasa_burn::model::{Decoder, Logits, Watch, to_host};
@@ -78,7 +78,7 @@ fn steps_are_those_of_a_cache_in_memory() {
             assert!(chosen == chosen_there, "{dtype} {method:?} behind {len} tokens");
             assert!(here.tier().is_none());
             let used = there.tier().expect("it lies in a file");
-            assert_eq!(used.folder, folder());
+            assert_eq!(used.place, TierPlace::File(&folder()));
             assert!(used.traffic.bytes_written >= (len * 6 * 2 * 2 * 64 * dtype.bytes()) as u64);
             assert_eq!(used.traffic.hit_rate().is_some(), !chosen.is_empty());
             if len > 1000 && matches!(method, Method::Fasa { budget: Budget::Tokens(_), .. }) {

@@ -1,22 +1,31 @@
 //! The KV cache: keys, values and sketches of every layer, appended in place.
 
 mod attend;
+mod fill;
+#[cfg(feature = "cube")]
+mod hosted;
+mod layout;
 mod placement;
 mod sketch;
 mod stored;
 mod tiered;
 
 pub use fasa_cpu::tier::Traffic;
-pub use placement::Placement;
+pub use placement::{HostOptions, Placement, TierPlace, TierUse};
 pub use sketch::SketchTensors;
 
 use crate::config::ModelConfig;
-use crate::device::{failure, is_gpu, memory};
+use crate::device::{failure, is_gpu};
 use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops;
 use crate::rope::Angles;
-use burn::tensor::{Device, Distribution, Int, Tensor, TensorCreationOptions};
+use burn::tensor::{Device, Int, Tensor, TensorCreationOptions};
+#[cfg(feature = "cube")]
+use fasa_core::policy::OwnedPlan;
+#[cfg(feature = "cube")]
+use hosted::Hosted;
+use layout::Layout;
 use sketch::{SketchLayer, Sketched, whole};
 use std::path::Path;
 use tiered::Tiered;
@@ -24,8 +33,8 @@ use tiered::Tiered;
 /// The cache of one sequence.
 ///
 /// Per layer, keys and values are `[kv_heads, capacity, head_dim]`. Appending writes rows into these buffers and copies
-/// nothing else; the buffers double when they are full. With a [`Placement`] in a second tier they lie in a file instead,
-/// and memory holds the sketch and the rows that steps choose again and again.
+/// nothing else; the buffers double when they are full. With a [`Placement`] in a second tier they lie in a file instead, those of a
+/// GPU in the host's memory, and the device's memory holds the sketch and the rows that steps choose again and again.
 #[derive(Debug)]
 pub struct KvCache {
     layout: Layout,
@@ -36,48 +45,12 @@ pub struct KvCache {
     sketched: Option<Sketched>,
     /// The longest context that was announced or read.
     expected: usize,
+    /// How keys and values lie in the host's memory, if they do.
+    #[cfg_attr(not(feature = "cube"), allow(dead_code))]
+    host: HostOptions,
     /// Steps over these buffers that a GPU can run again.
     #[cfg(feature = "cube")]
     pub(crate) recorded: Vec<crate::model::Recorded>,
-}
-
-/// The shape of a cache.
-#[derive(Debug, Clone)]
-struct Layout {
-    layers: usize,
-    kv_heads: usize,
-    dim: usize,
-    dtype: Dtype,
-    device: Device,
-}
-
-impl Layout {
-    /// Bytes of keys and values.
-    fn bytes(&self, rows: usize) -> u64 {
-        (2 * self.layers * self.kv_heads * self.dim * self.dtype.bytes()) as u64 * rows as u64
-    }
-
-    /// Whether the processor's memory gives `more` bytes for a cache of `rows` rows: where it does not, allocating them would
-    /// end the process. What of its memory a GPU has left shows when it is used: see [`check_given`].
-    fn check_memory(&self, rows: usize, more: u64) -> Result<()> {
-        let given = |bytes: u64| Vec::<u8>::new().try_reserve_exact(usize::try_from(bytes).ok()?).ok();
-        let bytes = self.bytes(rows);
-        if is_gpu(&self.device) {
-            return match memory(&self.device) {
-                Some(memory) if bytes > memory => Err(failure(&format!(
-                    "out of device memory: a cache of {rows} tokens takes {bytes} bytes, the device has {memory}"
-                ))),
-                _ => Ok(()),
-            };
-        }
-        if given(more).is_some() {
-            return Ok(());
-        }
-        Err(Error::Device {
-            problem: format!("has too little memory for a cache of {rows} tokens, {bytes} bytes"),
-            mend: "use `--cache tiered`, a shorter context, or `--dtype f16`".into(),
-        })
-    }
 }
 
 /// Whether a GPU had the memory for `last`, which it was asked for last: what it lacks it says only when it is read.
@@ -97,17 +70,8 @@ enum Rows {
     },
     Device(Vec<Layer>),
     Tiered(Box<Tiered>),
-}
-
-/// What a cache in a second tier takes, and what went between the tiers.
-#[derive(Debug, Clone, Copy)]
-pub struct TierUse<'a> {
-    /// Where the file lies.
-    pub folder: &'a Path,
-    /// Its bytes.
-    pub file_bytes: u64,
-    /// So far.
-    pub traffic: Traffic,
+    #[cfg(feature = "cube")]
+    Hosted(Box<Hosted>),
 }
 
 /// Keys and values of one layer.
@@ -166,7 +130,8 @@ impl KvCache {
         placement: Placement,
     ) -> Self {
         let (layers, kv_heads, dim) = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim);
-        let layout = Layout { layers, kv_heads, dim, dtype, device: device.clone() };
+        let weights = crate::measure::weight_bytes(config, dtype);
+        let layout = Layout { layers, kv_heads, dim, dtype, device: device.clone(), weights };
         let rows = Rows::Undecided { wanted: capacity.max(1) };
         Self {
             layout,
@@ -176,6 +141,7 @@ impl KvCache {
             capacity: 0,
             sketched: None,
             expected: 0,
+            host: HostOptions::default(),
             #[cfg(feature = "cube")]
             recorded: Vec::new(),
         }
@@ -202,6 +168,18 @@ impl KvCache {
             Rows::Undecided { .. } => 0,
             Rows::Device(_) => self.layout.bytes(self.capacity),
             Rows::Tiered(tiered) => tiered.file_bytes(),
+            #[cfg(feature = "cube")]
+            Rows::Hosted(hosted) => hosted.host_bytes(),
+        }
+    }
+
+    /// How keys and values lie in the host's memory once they do. What rows share has to be said before there is any.
+    pub fn set_host(&mut self, options: HostOptions) {
+        self.host = options;
+        #[cfg(feature = "cube")]
+        if let Rows::Hosted(hosted) = &mut self.rows {
+            hosted.set(options);
+            self.recorded.clear();
         }
     }
 
@@ -216,6 +194,8 @@ impl KvCache {
         sketches
             + match &self.rows {
                 Rows::Tiered(tiered) => tiered.memory_bytes(),
+                #[cfg(feature = "cube")]
+                Rows::Hosted(hosted) => hosted.device_bytes(),
                 _ => self.bytes(),
             }
     }
@@ -224,6 +204,8 @@ impl KvCache {
     pub fn tier(&self) -> Option<TierUse<'_>> {
         match &self.rows {
             Rows::Tiered(tiered) => Some(tiered.used()),
+            #[cfg(feature = "cube")]
+            Rows::Hosted(hosted) => Some(hosted.used()),
             _ => None,
         }
     }
@@ -242,8 +224,11 @@ impl KvCache {
         for layer in self.sketched.iter_mut().flat_map(|s| s.layers.iter_mut().flatten()) {
             layer.len = layer.len.min(self.len);
         }
-        if let Rows::Tiered(tiered) = &mut self.rows {
-            tiered.truncate(self.len);
+        match &mut self.rows {
+            Rows::Tiered(tiered) => tiered.truncate(self.len),
+            #[cfg(feature = "cube")]
+            Rows::Hosted(hosted) => hosted.truncate(self.len),
+            _ => {}
         }
     }
 
@@ -272,17 +257,30 @@ impl KvCache {
         if needed <= self.capacity {
             return Ok(());
         }
-        if let Rows::Tiered(tiered) = &mut self.rows {
-            self.capacity = tiered.reserve(needed)?;
-            return Ok(());
+        match &mut self.rows {
+            Rows::Tiered(tiered) => {
+                self.capacity = tiered.reserve(needed)?;
+                return Ok(());
+            }
+            #[cfg(feature = "cube")]
+            Rows::Hosted(hosted) => {
+                self.capacity = hosted.reserve(needed)?;
+                self.forget_recorded();
+                return Ok(());
+            }
+            _ => {}
         }
         let capacity = whole(needed.max(2 * self.capacity));
         let more = self.layout.bytes(capacity) - self.layout.bytes(self.capacity);
         if let Some(folder) = self.placement.second_tier(more).cloned() {
             return self.move_to(&folder, needed);
         }
+        #[cfg(feature = "cube")]
+        if self.placement.in_host(self.layout.weights + self.layout.bytes(capacity), &self.layout.device) {
+            return self.move_to_host(needed);
+        }
         self.layout.check_memory(capacity, more)?;
-        let Layout { layers, kv_heads, dim, dtype, ref device } = self.layout;
+        let Layout { layers, kv_heads, dim, dtype, ref device, .. } = self.layout;
         let rows = || zeros([kv_heads, capacity, dim], dtype, device);
         match &mut self.rows {
             Rows::Device(layers) => {
@@ -318,6 +316,29 @@ impl KvCache {
         Ok(())
     }
 
+    /// Moves to the host's memory, with room for `capacity` tokens.
+    #[cfg(feature = "cube")]
+    fn move_to_host(&mut self, capacity: usize) -> Result<()> {
+        let mut hosted = Hosted::new(&self.layout, self.host)?;
+        let capacity = hosted.reserve(capacity)?;
+        if let Rows::Device(layers) = &self.rows {
+            layers.iter().enumerate().try_for_each(|(i, layer)| hosted.take_in(i, layer.get(), self.len))?;
+        }
+        (self.rows, self.capacity, self.sketched) = (Rows::Hosted(Box::new(hosted)), capacity, None);
+        self.forget_recorded();
+        Ok(())
+    }
+
+    /// Whether a step by `plan`, or a dense one, can be recorded: none can that goes to the host and back.
+    #[cfg(feature = "cube")]
+    pub(crate) fn stays_on_device(&self, plan: Option<&OwnedPlan>) -> bool {
+        match &self.rows {
+            Rows::Device(_) => true,
+            Rows::Hosted(hosted) => plan.is_some_and(|plan| hosted.stays_on_device(plan)),
+            _ => false,
+        }
+    }
+
     /// Writes keys and values of new tokens into `layer`, behind the `len` tokens held, and returns their queries,
     /// `[new, query_heads, head_dim]`; keys and queries are turned by `angles`. `qkv` is `[new, (query heads + 2 kv heads) *
     /// head_dim]`. The tokens count as held once [`advance`](Self::advance) is called, after the last layer.
@@ -328,6 +349,8 @@ impl KvCache {
         let position = self.len;
         match &mut self.rows {
             Rows::Tiered(tiered) => tiered.append(layer, position, qkv, angles),
+            #[cfg(feature = "cube")]
+            Rows::Hosted(hosted) => Ok(hosted.append(layer, position, qkv, angles)),
             rows => Ok(rows.on_device(layer).update(|(keys, values)| {
                 let (queries, keys, values) = ops::append(qkv, angles, keys, values, position);
                 ((keys, values), queries)
@@ -342,49 +365,12 @@ impl KvCache {
         let at = [0..heads, self.len..self.len + new, 0..dim];
         match &mut self.rows {
             Rows::Tiered(tiered) => tiered.write(layer, self.len, new_keys, new_values)?,
+            #[cfg(feature = "cube")]
+            Rows::Hosted(hosted) => hosted.write(layer, self.len, new_keys, new_values)?,
             rows => rows.on_device(layer).update(|(keys, values)| {
                 ((keys.slice_assign(at.clone(), new_keys), values.slice_assign(at, new_values)), ())
             }),
         }
-        Ok(())
-    }
-
-    /// Appends `new` rows of zeros to every layer: a context of any length for measurements, without reading a text.
-    ///
-    /// # Errors
-    /// As [`reserve`](Self::reserve).
-    pub fn append_zeros(&mut self, new: usize) -> Result<()> {
-        let Layout { kv_heads, dim, dtype, .. } = self.layout;
-        self.append_rows(new, |rows, device| zeros([kv_heads, rows, dim], dtype, device))
-    }
-
-    /// Appends `new` rows of normally distributed noise to every layer: a context of any length for measurements, without
-    /// reading a text. All rows differ, as those of a text do.
-    ///
-    /// # Errors
-    /// As [`reserve`](Self::reserve).
-    pub fn append_noise(&mut self, new: usize) -> Result<()> {
-        let Layout { kv_heads, dim, dtype, .. } = self.layout;
-        self.append_rows(new, |rows, device| {
-            let numbers: Tensor<3> = Tensor::random([kv_heads, rows, dim], Distribution::Normal(0.0, 1.0), device);
-            numbers.cast(dtype.float())
-        })
-    }
-
-    fn append_rows(&mut self, new: usize, rows: impl Fn(usize, &Device) -> Tensor<3>) -> Result<()> {
-        self.reserve(new)?;
-        let (start, device) = (self.len, self.layout.device.clone());
-        for layer in 0..self.layout.layers {
-            // In pieces: numbers are drawn in single precision, which for the whole context might not fit.
-            for from in (0..new).step_by(4096) {
-                let count = 4096.min(new - from);
-                self.len = start + from;
-                let written = self.write(layer, rows(count, &device), rows(count, &device));
-                self.len = start;
-                written?;
-            }
-        }
-        self.advance(new);
         Ok(())
     }
 
@@ -411,6 +397,8 @@ impl KvCache {
     pub fn rows(&self, layer: usize) -> Result<(Tensor<3>, Tensor<3>)> {
         match &self.rows {
             Rows::Tiered(tiered) => tiered.rows(layer, self.len),
+            #[cfg(feature = "cube")]
+            Rows::Hosted(hosted) => hosted.rows(layer, self.len),
             rows => {
                 let (keys, values) = rows.layer(layer);
                 Ok((keys.narrow(1, 0, self.len), values.narrow(1, 0, self.len)))

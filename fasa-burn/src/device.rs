@@ -6,7 +6,7 @@ mod gpu;
 use crate::error::{Error, Result};
 use burn::tensor::Device;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// A device as it is named on a command line: `cpu`, `cuda`, `cuda:1`, `wgpu`, `vulkan`, `metal`.
 ///
@@ -164,15 +164,26 @@ pub fn is_gpu(device: &Device) -> bool {
     }
 }
 
-/// Bytes of `device`'s memory; `None` for the processor, and where it does not say.
+/// Bytes of `device`'s memory that weights and caches may take; `None` for the processor, and where it does not say.
 pub fn memory(device: &Device) -> Option<u64> {
     match device.as_dispatch() {
         #[cfg(feature = "cube")]
-        burn::backend::DispatchDevice::Cube(device) => device.client().properties().memory.max_memory(),
+        burn::backend::DispatchDevice::Cube(device) => {
+            let limit = Some(LIMIT.load(Ordering::Relaxed)).filter(|limit| *limit < u64::MAX);
+            [device.client().properties().memory.max_memory(), limit].into_iter().flatten().min()
+        }
         #[allow(unreachable_patterns)]
         _ => None,
     }
 }
+
+/// From now on GPUs' memory counts as so many bytes, if it is more: what weights and caches take beyond is refused, or goes to
+/// the second tier. `None` lets them have all of it.
+pub fn limit_memory(bytes: Option<u64>) {
+    LIMIT.store(bytes.unwrap_or(u64::MAX), Ordering::Relaxed);
+}
+
+static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
 
 /// Whether this process has opened a GPU. What runs on one fails where nobody can return an error, as a panic.
 pub fn gpu_in_use() -> bool {

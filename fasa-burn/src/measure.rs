@@ -92,6 +92,45 @@ pub fn wait(device: &Device) -> Result<()> {
     }
 }
 
+/// Bytes per second from the host's memory to that of a GPU; `None` for the processor.
+///
+/// # Errors
+/// [`crate::Error::Device`] if the device fails.
+pub fn link(device: &Device) -> Result<Option<f64>> {
+    #[cfg(feature = "cube")]
+    if crate::device::is_gpu(device) {
+        let gpu = crate::ops::cube::hosted::open(device)?;
+        let speed = fasa_cube::tier::to_device(&gpu.client);
+        return speed.map(Some).map_err(|error| crate::device::failure(&error.to_string()));
+    }
+    let _ = device;
+    Ok(None)
+}
+
+/// Bytes of a GPU's memory that this process has taken, in use or kept for later; `None` for the processor.
+pub fn reserved(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cube")]
+    if let Ok(gpu) = crate::ops::cube::hosted::open(device) {
+        return Some(fasa_cube::tier::reserved(&gpu.client));
+    }
+    let _ = device;
+    None
+}
+
+/// Gives back what a GPU's memory is kept for later.
+///
+/// # Errors
+/// [`crate::Error::Device`] if the device fails.
+pub fn release(device: &Device) -> Result<()> {
+    wait(device)?;
+    #[cfg(feature = "cube")]
+    if crate::device::is_gpu(device) {
+        let gpu = crate::ops::cube::hosted::open(device)?;
+        return gpu.client.memory_cleanup().map_err(|error| crate::device::failure(&error.to_string()));
+    }
+    Ok(())
+}
+
 /// Runs what is measured as a decode step runs: with the CPU's threads awake. See [`fasa_cpu::awake`].
 pub fn awake<R: Send>(body: impl FnOnce() -> R + Send) -> R {
     fasa_cpu::awake(body)

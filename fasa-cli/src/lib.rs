@@ -17,6 +17,7 @@ pub mod pictures;
 pub mod report;
 pub mod scoring;
 pub mod settings;
+pub mod sizes;
 pub mod tasks;
 pub mod terminal;
 pub mod threads;

@@ -2,7 +2,7 @@
 
 use crate::builtin;
 use crate::hub;
-use crate::settings::{CacheArgs, DtypeName, ModelArgs};
+use crate::settings::{DtypeName, ModelArgs};
 use crate::terminal;
 use crate::threads;
 use anyhow::Result;
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 /// Loads the weights, with a wider range where they turn out not to fit into the half that nobody asked for by name.
 fn decoder(config: ModelConfig, checkpoint: &Checkpoint, args: &ModelArgs) -> Result<Decoder> {
-    let (device, placement) = (args.device.open()?, placement(&args.cache)?);
+    let (device, placement) = (args.open_device()?, placement(args)?);
     let load = |dtype| {
         let bar = terminal::progress("loading", "layers");
         let mut progress = |done, total| terminal::advance(&bar, done, total);
@@ -40,8 +40,8 @@ fn decoder(config: ModelConfig, checkpoint: &Checkpoint, args: &ModelArgs) -> Re
 /// Where caches go, with a note if that saves no memory.
 ///
 /// # Errors
-/// As [`CacheArgs::placement`].
-pub fn placement(args: &CacheArgs) -> Result<Placement> {
+/// As [`ModelArgs::placement`].
+pub fn placement(args: &ModelArgs) -> Result<Placement> {
     let placement = args.placement()?;
     if let Placement::Tiered(folder) = &placement
         && placement.is_in_memory()

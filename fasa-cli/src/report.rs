@@ -1,7 +1,7 @@
 //! Results on stdout, for people or as JSON.
 
 use anyhow::{Context, Result};
-use fasa_burn::cache::KvCache;
+use fasa_burn::cache::{KvCache, TierPlace};
 use serde::Serialize;
 use std::io::Write;
 
@@ -38,10 +38,18 @@ pub fn text(lines: impl std::fmt::Display) -> Result<()> {
 /// A cache's second tier.
 #[derive(Debug, Serialize)]
 pub struct TierReport {
-    /// Where its file lay.
-    folder: String,
-    file_bytes: u64,
-    /// Sketches and recently chosen rows.
+    /// Where its file lay; none where it is the host's memory.
+    folder: Option<String>,
+    /// Bytes of the file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_bytes: Option<u64>,
+    /// Bytes of the host's memory, for a GPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_bytes: Option<u64>,
+    /// Whether the GPU copies from that by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_pinned: Option<bool>,
+    /// Sketches and recently chosen rows, in the device's memory.
     memory_bytes: u64,
     bytes_read: u64,
     bytes_written: u64,
@@ -53,9 +61,15 @@ impl TierReport {
     /// That of `cache`, if it has one.
     pub fn of(cache: &KvCache) -> Option<Self> {
         let used = cache.tier()?;
+        let (folder, pinned) = match used.place {
+            TierPlace::File(folder) => (Some(folder.display().to_string()), None),
+            TierPlace::Host { pinned } => (None, Some(pinned)),
+        };
         Some(Self {
-            folder: used.folder.display().to_string(),
-            file_bytes: used.file_bytes,
+            file_bytes: folder.is_some().then_some(used.bytes),
+            host_bytes: folder.is_none().then_some(used.bytes),
+            host_pinned: pinned,
+            folder,
             memory_bytes: cache.device_bytes(),
             bytes_read: used.traffic.bytes_read,
             bytes_written: used.traffic.bytes_written,
@@ -69,8 +83,11 @@ impl TierReport {
             Some(share) => format!(", {:.0}% of the chosen rows were at hand", 100.0 * share),
             None => String::new(),
         };
-        let (file, memory) = (bytes(self.file_bytes), bytes(self.memory_bytes));
-        format!("; keys and values in a file of {file} in `{}`, {memory} in memory{hits}", self.folder)
+        let (tier, memory) = (bytes(self.file_bytes.or(self.host_bytes).unwrap_or(0)), bytes(self.memory_bytes));
+        match &self.folder {
+            Some(folder) => format!("; keys and values in a file of {tier} in `{folder}`, {memory} in memory{hits}"),
+            None => format!("; keys and values in {tier} of the host's memory, {memory} in the device's{hits}"),
+        }
     }
 }
 

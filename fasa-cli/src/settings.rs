@@ -1,5 +1,6 @@
 //! Command-line arguments that several commands share.
 
+use crate::sizes::parse_bytes;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use fasa_burn::cache::Placement;
@@ -33,6 +34,45 @@ pub struct ModelArgs {
     /// Where keys and values lie
     #[command(flatten)]
     pub cache: CacheArgs,
+
+    /// The most of a GPU's memory that weights and cache may take, such as `40GiB` [default: all of it]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub device_memory: Option<u64>,
+}
+
+impl ModelArgs {
+    /// Opens the device that the arguments name, and limits its memory.
+    ///
+    /// # Errors
+    /// If it cannot be used, or is the processor and a limit was asked for.
+    pub fn open_device(&self) -> Result<Device> {
+        let device = self.device.open()?;
+        match self.device_memory {
+            Some(_) if self.device == DeviceName::Cpu => {
+                bail!("`--device-memory` limits a GPU's memory; limit that of a process with `ulimit -d`")
+            }
+            limit => fasa_burn::device::limit_memory(limit),
+        }
+        Ok(device)
+    }
+
+    /// The placement that the arguments ask for.
+    ///
+    /// # Errors
+    /// For a folder where nothing is written to one.
+    pub fn placement(&self) -> Result<Placement> {
+        let on_gpu = self.device != DeviceName::Cpu;
+        if on_gpu && self.cache.cache_dir.is_some() {
+            bail!(
+                "`--cache-dir` is for the processor; with a GPU a tiered cache keeps keys and values in the host's memory: leave it out"
+            );
+        }
+        Ok(match self.cache.placement()? {
+            Placement::Tiered(_) if on_gpu => Placement::Host,
+            Placement::Auto(_) if on_gpu => Placement::AutoHost,
+            placement => placement,
+        })
+    }
 }
 
 /// Where keys and values lie.
@@ -56,7 +96,7 @@ pub enum CacheName {
     Auto,
     /// In the device's memory
     Device,
-    /// In a file, read as steps choose tokens: the same text from a fraction of the memory
+    /// In a file, read as steps choose tokens: the same text from a fraction of the memory. With a GPU, in the host's memory
     Tiered,
 }
 

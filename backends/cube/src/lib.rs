@@ -36,6 +36,7 @@ mod spans;
 pub mod step;
 pub mod tape;
 mod team;
+pub mod tier;
 pub mod tip;
 pub mod write;
 

@@ -78,6 +78,13 @@ impl Scratch {
         let (positions, mail) = (self.positions.clone(), self.mail.clone());
         Ok(Self { scores, importance, positions, choice, room: self.room, mail })
     }
+
+    /// Bytes of its memory.
+    pub fn bytes(&self) -> u64 {
+        let Importance { values, maxima, .. } = &self.importance;
+        let handles = [&self.scores.scores, &self.scores.blocks, values, maxima, &self.positions];
+        handles.into_iter().chain(self.mail.as_ref().map(|mail| &mail.words)).map(Handle::size_in_used).sum()
+    }
 }
 
 /// Scores the sketch, chooses tokens and attends to them. `queries` and `out` are `[query heads, dim]`, f32.
@@ -108,9 +115,27 @@ pub fn step(
             return Ok(());
         }
     }
-    score_into(gpu, queries, cache.dim, sketch, channels, scores)?;
-    combine_into(gpu, scores, importance)?;
-    best_into(gpu, importance, choice.budget, positions)?;
+    choose(gpu, queries, [cache.heads, cache.dim], sketch, channels, scratch)?;
     let rows = Rows::Chosen { positions, count: choice.budget, lists: choice.lists };
     attend_into(gpu, queries, query_heads, cache, rows, out)
+}
+
+/// The first part of [`step`]: scores the sketch and chooses tokens, which [`Scratch::positions`] then has. `of` are the KV heads and
+/// their dimensions.
+///
+/// # Errors
+/// As [`step`].
+pub fn choose(
+    gpu: &Gpu,
+    queries: &Handle,
+    of: [usize; 2],
+    sketch: &Sketch,
+    channels: &Channels,
+    scratch: &Scratch,
+) -> Result<()> {
+    let (Scratch { scores, importance, positions, choice, .. }, [kv_heads, dim]) = (scratch, of);
+    ensure(importance.rows == kv_heads * choice.lists, "scratch", "it was made for another number of KV heads")?;
+    score_into(gpu, queries, dim, sketch, channels, scores)?;
+    combine_into(gpu, scores, importance)?;
+    best_into(gpu, importance, choice.budget, positions)
 }

@@ -22,6 +22,8 @@ struct Config {
     plane: u32,
     /// Whether the last row is the last of a number that is read from the device, and the only one.
     device_len: bool,
+    /// Whether the cache has one row per head.
+    alone: bool,
 }
 
 impl Config {
@@ -43,7 +45,24 @@ impl Config {
 /// [`Error::Shape`](crate::Error::Shape) if a buffer has fewer rows, or the heads do not divide.
 pub fn write(gpu: &Gpu, cache: &Cache, sketch: &Sketch, channels: &Channels, rows: Range<usize>) -> Result<()> {
     let end = Length::from(rows.end);
-    write_before(gpu, cache, sketch, channels, rows, &end)
+    write_before(gpu, cache, sketch, channels, rows, &end, 0)
+}
+
+/// As [`write`], where the cache's first row is the token `first`: for keys that are on the device for a moment only.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_from(
+    gpu: &Gpu,
+    cache: &Cache,
+    first: usize,
+    sketch: &Sketch,
+    channels: &Channels,
+    rows: Range<usize>,
+) -> Result<()> {
+    ensure(first <= rows.start, "rows", "they begin before the cache does")?;
+    let end = Length::from(rows.end);
+    write_before(gpu, cache, sketch, channels, rows, &end, first)
 }
 
 /// As [`write`], the row of the last of `end` tokens.
@@ -52,7 +71,16 @@ pub fn write(gpu: &Gpu, cache: &Cache, sketch: &Sketch, channels: &Channels, row
 /// As [`write`].
 pub fn write_last(gpu: &Gpu, cache: &Cache, sketch: &Sketch, channels: &Channels, end: &Length) -> Result<()> {
     ensure(end.most() > 0, "rows", "there is none")?;
-    write_before(gpu, cache, sketch, channels, end.most() - 1..end.most(), end)
+    write_before(gpu, cache, sketch, channels, end.most() - 1..end.most(), end, 0)
+}
+
+/// As [`write_last`], where the cache has that token's key and no other.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_alone(gpu: &Gpu, cache: &Cache, sketch: &Sketch, channels: &Channels, end: &Length) -> Result<()> {
+    ensure(end.most() > 0 && cache.capacity == 1, "rows", "there is one")?;
+    write_before(gpu, cache, sketch, channels, end.most() - 1..end.most(), end, end.most() - 1)
 }
 
 fn write_before(
@@ -62,8 +90,9 @@ fn write_before(
     channels: &Channels,
     rows: Range<usize>,
     end: &Length,
+    first_row: usize,
 ) -> Result<()> {
-    ensure(rows.end <= cache.capacity && rows.end <= sketch.capacity, "rows", "the cache has fewer")?;
+    ensure(rows.end <= cache.capacity + first_row && rows.end <= sketch.capacity, "rows", "the cache has fewer")?;
     ensure(sketch.heads.is_multiple_of(cache.heads), "sketch", "its heads do not divide among the cache's")?;
     if rows.is_empty() {
         return Ok(());
@@ -75,6 +104,7 @@ fn write_before(
         words: sketch.words(),
         plane: gpu.traits.plane,
         device_len: end.is_on_device(),
+        alone: cache.capacity == 1,
     };
     let (first, last) = (rows.start / 2, (rows.end - 1) / 2);
     let pairs = last - first + 1;
@@ -97,6 +127,7 @@ fn write_before(
             first as u32,
             rows.start as u32,
             rows.end as u32,
+            first_row as u32,
             cache.capacity as u32,
             sketch.capacity as u32,
             (sketch.heads / cache.heads) as u32,
@@ -119,6 +150,7 @@ fn write_kernel(
     first_pair: u32,
     from: u32,
     to: u32,
+    first_row: u32,
     cache_capacity: u32,
     sketch_capacity: u32,
     sketches_per_head: u32,
@@ -140,7 +172,8 @@ fn write_kernel(
         let t = pair * 2 + half;
         let inside = t >= from && t < to;
         // Rows outside are read as one that is inside, so that all units go the same way.
-        let row = min(max(t, from), to - 1);
+        let inside_row = min(max(t, from), to - 1);
+        let row = if comptime!(config.alone) { 0u32.runtime() } else { inside_row - first_row };
         let key = ((head / sketches_per_head) * cache_capacity + row) * dim;
         let mut reach = Array::<f32>::new(1usize);
         reach[0] = 0.0f32;

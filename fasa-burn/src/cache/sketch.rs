@@ -1,5 +1,7 @@
 //! Sketches on the device, beside the keys that they follow from.
 
+#[cfg(feature = "cube")]
+use super::Rows;
 use super::{KvCache, Slot};
 use crate::device::is_gpu;
 use crate::error::Result;
@@ -86,14 +88,57 @@ pub(super) fn whole(capacity: usize) -> usize {
 impl KvCache {
     /// Tokens that have a sketch row under `plan` in every layer that has a sketch.
     pub(crate) fn sketched_tokens(&self, plan: &Arc<OwnedPlan>) -> Option<usize> {
+        if let Rows::Hosted(hosted) = &self.rows {
+            return hosted.sketched_tokens(plan);
+        }
         let sketched = self.sketched.as_ref().filter(|sketched| Arc::ptr_eq(&sketched.plan, plan))?;
         sketched.layers.iter().flatten().map(|layer| layer.len).min()
     }
 
     /// A recorded step has written the sketch rows of the first `tokens`.
     pub(crate) fn note_sketched(&mut self, tokens: usize) {
+        if let Rows::Hosted(hosted) = &mut self.rows {
+            return hosted.note_step(tokens);
+        }
         for layer in self.sketched.iter_mut().flat_map(|s| s.layers.iter_mut().flatten()) {
             layer.len = tokens;
+        }
+    }
+}
+
+/// For sketches that outlive the keys on the device.
+#[cfg(feature = "cube")]
+impl SketchLayer {
+    fn tables(&self) -> [Tensor<3, Int>; 2] {
+        let SketchTensors { codes, scales } = self.tensors.get();
+        [codes, scales]
+    }
+
+    /// Bytes of codes and scales.
+    pub(super) fn bytes(&self) -> u64 {
+        let of = |table: Tensor<3, Int>| (table.dims().iter().product::<usize>() * table.dtype().size()) as u64;
+        self.tables().map(of).iter().sum()
+    }
+
+    /// Rows that there is room for.
+    pub(super) fn capacity(&self) -> usize {
+        self.tables()[0].dims()[1]
+    }
+
+    /// Room for `capacity` rows, an even number of them, with those that are there.
+    pub(super) fn grow(&mut self, plan: &OwnedPlan, capacity: usize, device: &Device) {
+        let fresh = Self::new(plan, whole(capacity), device);
+        let pairs = self.len.div_ceil(2);
+        if self.len > 0 {
+            let copied = |to: Tensor<3, Int>, from: Tensor<3, Int>, rows: usize| {
+                let [heads, _, width] = from.dims();
+                to.slice_assign([0..heads, 0..rows, 0..width], from.narrow(1, 0, rows))
+            };
+            let ([codes, scales], [old_codes, old_scales]) = (fresh.tables(), self.tables());
+            let (codes, scales) = (copied(codes, old_codes, self.len), copied(scales, old_scales, pairs));
+            self.tensors = Slot::new(SketchTensors { codes, scales });
+        } else {
+            self.tensors = fresh.tensors;
         }
     }
 }

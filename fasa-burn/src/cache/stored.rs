@@ -25,6 +25,8 @@ impl KvCache {
             for layer in (0..self.layout.layers).filter(|layer| method.is_sparse(*layer, config.window(*layer))) {
                 match &mut self.rows {
                     Rows::Tiered(tiered) => tiered.complete(layer, self.len, plan)?,
+                    #[cfg(feature = "cube")]
+                    Rows::Hosted(hosted) => hosted.complete(layer, self.len, plan)?,
                     _ => drop(self.sketch(layer, self.len, plan)?),
                 }
             }

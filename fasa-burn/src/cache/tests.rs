@@ -54,7 +54,7 @@ fn rows_move_to_a_second_tier() {
     append(&mut there, 0..21);
     there.move_to(&folder, 22).expect("a folder for temporary files");
     append(&mut there, 21..37);
-    assert!(here.tier().is_none() && there.tier().is_some_and(|tier| tier.folder == folder));
+    assert!(here.tier().is_none() && there.tier().is_some_and(|tier| tier.place == TierPlace::File(&folder)));
     for layer in [0, 5] {
         assert_eq!(rows(&here, layer), rows(&there, layer));
     }

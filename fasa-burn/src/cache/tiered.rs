@@ -1,6 +1,6 @@
 //! Keys and values in the second tier of the processor: a file, and the sketch in memory.
 
-use super::{Layout, TierUse};
+use super::{Layout, TierPlace, TierUse};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::model::to_host;
@@ -45,7 +45,7 @@ struct Sketch {
 
 impl Tiered {
     pub(super) fn create(folder: &Path, layout: &Layout) -> Result<Self> {
-        let Layout { layers, kv_heads, dim, dtype, ref device } = *layout;
+        let Layout { layers, kv_heads, dim, dtype, ref device, .. } = *layout;
         let format = match dtype {
             Dtype::F32 => Format::F32,
             Dtype::F16 => Format::F16,
@@ -74,7 +74,7 @@ impl Tiered {
 
     pub(super) fn used(&self) -> TierUse<'_> {
         let tier = &self.tier;
-        TierUse { folder: tier.folder(), file_bytes: tier.file_bytes(), traffic: tier.traffic() }
+        TierUse { place: TierPlace::File(tier.folder()), bytes: tier.file_bytes(), traffic: tier.traffic() }
     }
 
     /// Room for `rows` tokens; returns for how many there is room now.

@@ -102,7 +102,7 @@ impl Decoder {
     /// Where caches made from now on keep keys and values; at first, on the device.
     ///
     /// # Errors
-    /// [`Error::Request`] for a second tier on a GPU, or in a folder that is not there.
+    /// [`Error::Request`] for a second tier in a folder that is not there.
     pub fn set_placement(&mut self, placement: Placement) -> Result<()> {
         self.placement = placement.on(&self.device)?;
         Ok(())
@@ -283,7 +283,7 @@ impl Decoder {
                 "use the methods fasa and dense, or `--device cpu`",
             ));
         }
-        let (weights, rows) = (crate::measure::weight_bytes(&self.config, self.dtype), cache.bytes());
+        let (weights, rows) = (crate::measure::weight_bytes(&self.config, self.dtype), cache.device_bytes());
         match crate::device::memory(&self.device) {
             Some(memory) if weights + rows > memory => Err(crate::device::failure(&format!(
                 "out of device memory: weights take {weights} bytes, a cache of {} tokens {rows}, the device has {memory}",

@@ -108,6 +108,13 @@ impl Decoder {
             return Ok(None);
         }
         let way = Way::of(method, seen);
+        let plan = match &way {
+            Way::Sparse { plan, .. } => Some(&**plan),
+            Way::Dense => None,
+        };
+        if !cache.stays_on_device(plan) {
+            return Ok(None);
+        }
         if let Way::Sparse { plan, .. } = &way
             && cache.sketched_tokens(plan) != Some(position)
         {
@@ -138,7 +145,10 @@ impl Decoder {
             }
             None => self.record(Inputs::new(token, &angles, seen, &self.device), seen, cache, method)?,
         };
-        cache.recorded[known].step = Some(step);
+        // Where making room has moved what other recordings use, all are forgotten.
+        if let Some(recorded) = cache.recorded.get_mut(known) {
+            recorded.step = Some(step);
+        }
         cache.advance(1);
         Ok(Some(logits))
     }

@@ -1,5 +1,6 @@
 //! The operations on GPU tensors: the kernels of `fasa-cube` over the buffers behind them. Nothing here waits for the device.
 
+pub(crate) mod hosted;
 mod prefill;
 mod product;
 mod tables;
@@ -18,9 +19,9 @@ use fasa_cube::append::{Tokens, append_before};
 use fasa_cube::attend::{Cache, Rows, attend};
 use fasa_cube::linear::{Finish, Norm, Weight, linear};
 use fasa_cube::rows::rms_norm;
-use fasa_cube::step::{Choice, step as decode};
+use fasa_cube::step::{Choice, Scratch, step as decode};
 use fasa_cube::tape::overwrite;
-use fasa_cube::tip::Sketch;
+use fasa_cube::tip::{Channels, Sketch};
 use fasa_cube::{Format, Gpu, Length, write};
 use product::product;
 use std::cell::RefCell;
@@ -90,7 +91,7 @@ fn few(x: &CubeTensor) -> bool {
 }
 
 /// What a kernel refused, as the core says it.
-fn refused(error: fasa_cube::Error) -> Error {
+pub(crate) fn refused(error: fasa_cube::Error) -> Error {
     match error {
         fasa_cube::Error::Shape { what, problem } => Error::Range { what, problem },
         fasa_cube::Error::Device(problem) => Error::Range { what: "device", problem },
@@ -273,22 +274,37 @@ fn sketch(plan: &fasa_core::policy::OwnedPlan, codes: &CubeTensor, scales: &Cube
     Sketch::new(precision, chunks, heads, capacity, codes.handle.clone(), scales.handle.clone()).map_err(refused)
 }
 
-fn fasa(
+/// What a step of one layer reads and writes beside keys and values.
+struct Prepared {
+    channels: Channels,
+    sketch: Sketch,
+    scratch: Scratch,
+    /// Lists of tokens to choose.
+    lists: usize,
+    choice: Choice,
+}
+
+fn prepared(
     q: &CubeTensor,
-    cache: &Cache,
+    kv_heads: usize,
     [codes, scales]: [&CubeTensor; 2],
     step: &FasaStep,
-) -> fasa_core::Result<Handle> {
+) -> fasa_core::Result<Prepared> {
     AttentionOptions { window: None, softcap: step.softcap }.expect_plain()?;
-    let (gpu, plan) = (gpu(q), step.plan.view());
-    let [_, query_heads, dim] = q.shape().dims();
-    let lists = plan.config().token_scope.rows(query_heads, cache.heads);
+    let (query_heads, plan) = (q.shape()[1], step.plan.view());
+    let lists = plan.config().token_scope.rows(query_heads, kv_heads);
     let (sinks, recent_from) = plan.config().guarantees.forced(step.len, step.budget);
-    let choice = Choice { budget: step.budget, lists: lists / cache.heads, sinks, recent: step.len - recent_from };
+    let choice = Choice { budget: step.budget, lists: lists / kv_heads, sinks, recent: step.len - recent_from };
     let channels = tables::channels(q, &step.plan, step.layer)?;
     let sketch = sketch(&step.plan, codes, scales)?;
-    let scratch = tables::scratch(q, &step.plan, [query_heads, sketch.heads, cache.heads, sketch.capacity], choice)?;
+    let scratch = tables::scratch(q, &step.plan, [query_heads, sketch.heads, kv_heads, sketch.capacity], choice)?;
     let scratch = scratch.with(length(step.len), choice).map_err(refused)?;
+    Ok(Prepared { channels, sketch, scratch, lists, choice })
+}
+
+fn fasa(q: &CubeTensor, cache: &Cache, tables: [&CubeTensor; 2], step: &FasaStep) -> fasa_core::Result<Handle> {
+    let (gpu, [_, query_heads, dim]) = (gpu(q), q.shape().dims());
+    let Prepared { channels, sketch, scratch, lists, .. } = prepared(q, cache.heads, tables, step)?;
     let out = gpu.words(query_heads * dim);
     decode(&gpu, &q.handle, cache, &sketch, &channels, &scratch, &out).map_err(refused)?;
     if step.recorder.is_some() {
@@ -296,10 +312,15 @@ fn fasa(
         let bytes = gpu.client.read_one(scratch.positions).map_err(|_| failed)?;
         let mut numbers: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
         numbers.truncate(lists * step.budget);
-        numbers.chunks_exact_mut(step.budget).for_each(<[u32]>::sort_unstable);
-        note(&step.recorder, step.layer, Selected::of_equal_lists(numbers, step.budget));
+        note_positions(step, numbers);
     }
     Ok(out)
+}
+
+/// Notes the tokens that a step chose, list after list.
+fn note_positions(step: &FasaStep, mut positions: Vec<u32>) {
+    positions.chunks_exact_mut(step.budget).for_each(<[u32]>::sort_unstable);
+    note(&step.recorder, step.layer, Selected::of_equal_lists(positions, step.budget));
 }
 
 /// `x` in another number format.

@@ -91,8 +91,14 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
     anyhow::ensure!(args.timed_steps > 0, "`--timed-steps` is 0; use at least 1");
     let text_mode = args.format == Format::Text;
     let model = crate::builtin::NAME.into();
-    let model_args =
-        ModelArgs { model, device: args.device, dtype: args.dtype, threads: None, cache: args.cache.clone() };
+    let model_args = ModelArgs {
+        model,
+        device: args.device,
+        dtype: args.dtype,
+        threads: None,
+        cache: args.cache.clone(),
+        device_memory: None,
+    };
     let model = LanguageModel::load(&model_args)?;
     let room = model.decoder.config().max_position_embeddings - args.timed_steps.min(1024);
     anyhow::ensure!(args.tokens <= room, "`--tokens` is {}; nano has room for {room} here", args.tokens);

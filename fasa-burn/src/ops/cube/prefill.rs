@@ -16,19 +16,31 @@ const TILE: usize = 2048;
 
 /// See [`FasaOps::causal_attention`](crate::ops::FasaOps::causal_attention).
 pub(super) fn causal_attention(q: CubeTensor, k: CubeTensor, v: CubeTensor, len: usize) -> Result<CubeTensor> {
-    let ([new, heads, dim], kv_heads) = (q.shape().dims(), k.shape()[0]);
-    let (per_head, position) = (heads / kv_heads * new, len - new);
+    let new = q.shape()[0];
+    let position = len - new;
+    let rows = |from, count| [&k, &v].map(|rows| composed::narrow::<CubeBackend>(rows.clone(), 1, from, count));
+    let before = (0..position).step_by(TILE).map(|from| Ok(rows(from, TILE.min(position - from))));
+    over_tiles(q, before, rows(position, new))
+}
+
+/// Attention of new tokens, `q` `[new, Hq, d]`, to tiles of keys and values that lie before all of them, `[Hkv, count, d]` each, and
+/// causally to their `own`.
+pub(super) fn over_tiles<E: From<fasa_core::Error>>(
+    q: CubeTensor,
+    before: impl Iterator<Item = Result<[CubeTensor; 2], E>>,
+    own: [CubeTensor; 2],
+) -> Result<CubeTensor, E> {
+    let ([new, heads, dim], kv_heads) = (q.shape().dims(), own[0].shape()[0]);
+    let per_head = heads / kv_heads * new;
     let scaled = CubeBackend::float_mul_scalar(q, (1.0 / (dim as f32).sqrt()).into());
-    let queries = cast(into_contiguous(CubeBackend::float_swap_dims(scaled, 0, 1)), k.dtype());
+    let queries = cast(into_contiguous(CubeBackend::float_swap_dims(scaled, 0, 1)), own[0].dtype());
     let queries = CubeBackend::float_reshape(queries, Shape::new([kv_heads, per_head, dim]));
     let mut state: Option<(Softmax, CubeTensor)> = None;
-    let tiles = (0..position).step_by(TILE).map(|from| (from, TILE.min(position - from)));
-    for (from, count) in tiles.chain([(position, new)]) {
-        let keys = composed::narrow::<CubeBackend>(k.clone(), 1, from, count);
-        let values = composed::narrow::<CubeBackend>(v.clone(), 1, from, count);
+    for (tile, is_own) in before.map(|tile| (tile, false)).chain([(Ok(own), true)]) {
+        let [keys, values] = tile?;
+        let count = keys.shape()[1];
         let scores = into_contiguous(product(queries.clone(), CubeBackend::float_transpose(keys)));
-        // The last tile is the new tokens themselves; every other one lies before all of them.
-        let seen_before = if from == position { 0 } else { count };
+        let seen_before = if is_own { 0 } else { count };
         let shape = [heads * new, count];
         let before = state.as_ref().map(|(softmax, _)| softmax);
         let softmax = Softmax::tile(&gpu(&scores), before, &scores.handle, shape, new, seen_before).map_err(refused)?;

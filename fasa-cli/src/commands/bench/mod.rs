@@ -56,12 +56,12 @@ pub fn run(args: &Args, cancel: &Cancel) -> Result<()> {
 /// A decoder in the shape of the well-known model `name`, its weights noise, where `args` say.
 fn random_decoder(name: &str, args: &ModelArgs) -> Result<Decoder> {
     threads::start(args.threads)?;
-    let device = args.device.open()?;
+    let device = args.open_device()?;
     let bar = terminal::progress("making weights", "layers");
     let mut progress = |done, total| terminal::advance(&bar, done, total);
     let dtype = args.dtype.dtype(true, &device);
     let mut decoder = random::decoder(&random::shape(name)?, &device, dtype, &mut progress)?;
-    decoder.set_placement(crate::model::placement(&args.cache)?)?;
+    decoder.set_placement(crate::model::placement(args)?)?;
     bar.finish_and_clear();
     Ok(decoder)
 }
