@@ -75,7 +75,10 @@ fn prompt(tokens: usize) -> Vec<u32> {
 fn steps_are_those_of_a_cache_on_the_device() {
     let Some(device) = device() else { return };
     let models = both(&device);
-    for (len, method) in [1, 513, 1100].into_iter().flat_map(|len| methods().into_iter().map(move |m| (len, m))) {
+    // Longer prompts take minutes on software: one method behind the longest.
+    let cases = [(1, 0..4), (513, 0..4), (1100, 1..2)];
+    for (len, method) in cases.into_iter().flat_map(|(len, which)| which.map(move |m| (len, methods().swap_remove(m))))
+    {
         let run = |model: &Decoder, kept_per_chosen: usize| {
             let (mut cache, recorder) = (model.new_cache(1), Recorder::default());
             cache.set_host(HostOptions { kept_per_chosen, ..HostOptions::default() });
