@@ -63,6 +63,7 @@ dispatch! {
 }
 
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 fn weigh_kernel<S: Simd>(
     simd: S,
     rows: &SketchRows<'_>,
