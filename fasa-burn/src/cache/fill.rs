@@ -1,6 +1,8 @@
 //! Contexts of any length for measurements, without reading a text.
 
-use super::{KvCache, Layout, Rows, zeros};
+#[cfg(feature = "cube")]
+use super::Rows;
+use super::{KvCache, Layout, zeros};
 use crate::error::Result;
 use burn::tensor::{Device, Distribution, Tensor};
 
