@@ -247,7 +247,7 @@ impl KvCache {
     /// that is open: a cache that no longer fits into memory moves to the second tier.
     ///
     /// # Errors
-    /// [`Error::Device`] if the processor's memory cannot hold them, [`Error::Tier`] if the second tier has no room, or its
+    /// [`crate::Error::Device`] if the processor's memory cannot hold them, [`crate::Error::Tier`] if the second tier has no room, or its
     /// file fails.
     pub fn reserve(&mut self, additional: usize) -> Result<()> {
         let needed = match self.rows {
@@ -390,7 +390,7 @@ impl KvCache {
     /// in the second tier, a copy.
     ///
     /// # Errors
-    /// [`Error::Tier`] if the second tier fails.
+    /// [`crate::Error::Tier`] if the second tier fails.
     ///
     /// # Panics
     /// If there is no such layer.
