@@ -5,52 +5,28 @@
 //! a device the tests say so and pass.
 
 mod fixture;
+#[path = "fixture/gpu.rs"]
+mod gpu;
 #[path = "fixture/model.rs"]
 mod model;
+#[path = "fixture/nano.rs"]
+mod nano;
 
-use fasa_burn::generate::{Cancel, Options};
 use fasa_burn::method::Method;
 use fasa_burn::model::{Decoder, Logits, Watch, to_host};
 use fasa_burn::ops::Recorder;
-use fasa_burn::sampling::Sampling;
-use fasa_burn::{Device, DeviceName, Dtype};
+use fasa_burn::{Device, Dtype};
 use fasa_core::policy::{Oracle, Ranked};
-use fasa_core::profile::ProfileView;
 use fasa_core::{Budget, FasaConfig, Guarantees, Scope};
-use serde_json::Value;
-use std::process::{Command, Output, Stdio};
-
-/// What the tests run on.
-fn name() -> String {
-    std::env::var("FASA_TEST_DEVICE").unwrap_or_else(|_| "wgpu".into())
-}
-
-/// The device, or `None` with a loud word where there is none.
-fn device() -> Option<Device> {
-    let name: DeviceName = name().parse().expect("a device's name");
-    match name.open() {
-        Ok(device) => Some(device),
-        Err(error) => {
-            eprintln!("!! SKIPPED: {error}");
-            None
-        }
-    }
-}
+use gpu::{device, json, name, refused};
+use nano::{fasa, options, text};
 
 fn method(config: FasaConfig, profile: &str, budget: u32) -> Method {
-    let profile = std::fs::read(fixture::folder().join("nano").join(profile)).expect("a profile");
-    let view = ProfileView::parse(&profile).expect("a profile");
-    Method::fasa(&view, config, Budget::Tokens(budget)).expect("it fits")
+    fasa(profile, config, Budget::Tokens(budget))
 }
 
-fn nano(device: &Device, dtype: Dtype) -> Decoder {
+fn load(device: &Device, dtype: Dtype) -> Decoder {
     model::load_as(&fixture::folder().join("nano"), device, dtype)
-}
-
-/// Text that the model was trained on the like of.
-fn prompt(tokens: usize) -> Vec<u32> {
-    let ids = fixture::Fixture::read(&fixture::folder().join("nano/expected.safetensors")).u32("input_ids");
-    ids.iter().cycle().take(tokens).copied().collect()
 }
 
 fn methods() -> [(&'static str, Method); 5] {
@@ -68,7 +44,7 @@ fn methods() -> [(&'static str, Method); 5] {
 /// Logits of a prompt in two chunks, one of them few tokens, and of steps after it; the cache grows on the way. And what the
 /// steps attended to.
 fn run(model: &Decoder, method: &Method) -> (Vec<f32>, Recorder) {
-    let prompt = prompt(609);
+    let prompt = text(609);
     let (mut cache, recorder) = (model.new_cache(1), Recorder::default());
     model.forward(&prompt[..601], &mut cache, &Method::Dense, Logits::None).expect("runs");
     let logits = model.forward(&prompt[601..], &mut cache, &Method::Dense, Logits::All).expect("runs");
@@ -84,7 +60,7 @@ fn run(model: &Decoder, method: &Method) -> (Vec<f32>, Recorder) {
 #[test]
 fn logits_and_chosen_tokens_are_those_of_the_processor() {
     let Some(device) = device() else { return };
-    let (there, here) = (nano(&device, Dtype::F32), nano(&Device::flex(), Dtype::F32));
+    let (there, here) = (load(&device, Dtype::F32), load(&Device::flex(), Dtype::F32));
     for (name, method) in methods() {
         let ((there, there_chosen), (here, here_chosen)) = (run(&there, &method), run(&here, &method));
         assert_eq!(there.len(), here.len());
@@ -99,17 +75,10 @@ fn logits_and_chosen_tokens_are_those_of_the_processor() {
 #[test]
 fn greedy_tokens_are_those_of_the_processor() {
     let Some(device) = device() else { return };
-    let (there, here) = (nano(&device, Dtype::F32), nano(&Device::flex(), Dtype::F32));
+    let (there, here) = (load(&device, Dtype::F32), load(&Device::flex(), Dtype::F32));
     for (name, method) in methods().into_iter().filter(|(name, _)| ["dense", "default", "paper"].contains(name)) {
         let write = |model: &Decoder| {
-            let options = Options {
-                method: method.clone(),
-                max_new_tokens: 12,
-                sampling: Sampling::default(),
-                stop_ids: vec![],
-                cancel: Cancel::default(),
-            };
-            let outcome = model.generate(&prompt(700), &mut model.new_cache(8), &options, &mut |_| true);
+            let outcome = model.generate(&text(700), &mut model.new_cache(8), &options(&method, 12), &mut |_| true);
             outcome.expect("it writes").tokens
         };
         assert_eq!(write(&there), write(&here), "{name}");
@@ -123,12 +92,12 @@ fn half_precision() {
     // Products of the prompt round to 8 bits of mantissa in bf16, to 11 in f16.
     for (dtype, of_the_processor, most) in [(Dtype::F16, Dtype::F16, 0.2), (Dtype::Bf16, Dtype::F32, 1.0)] {
         if !dtype.runs_on(&device) {
-            let error = fasa_burn::cache::KvCache::new(nano(&device, Dtype::F32).config(), 8, dtype, &device);
+            let error = fasa_burn::cache::KvCache::new(load(&device, Dtype::F32).config(), 8, dtype, &device);
             let message = error.expect_err("not on this device").to_string();
             assert!(message.contains(dtype.name()) && message.contains("--dtype f32"), "{message}");
             continue;
         }
-        let (there, here) = (nano(&device, dtype), nano(&Device::flex(), of_the_processor));
+        let (there, here) = (load(&device, dtype), load(&Device::flex(), of_the_processor));
         for (name, method) in methods().into_iter().take(2) {
             let (there, here) = (run(&there, &method).0, run(&here, &method).0);
             let worst = there.iter().zip(&here).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -142,8 +111,8 @@ fn half_precision() {
 #[test]
 fn steps_that_run_again_are_ordinary_steps() {
     let Some(device) = device() else { return };
-    let model = nano(&device, Dtype::F32);
-    let (prompt, ways) = (prompt(400), [Method::Dense, method(FasaConfig::DEFAULT, "fasa-default.profile", 48)]);
+    let model = load(&device, Dtype::F32);
+    let (prompt, ways) = (text(400), [Method::Dense, method(FasaConfig::DEFAULT, "fasa-default.profile", 48)]);
     let run = |watched: bool| {
         let mut cache = model.new_cache(420);
         model.forward(&prompt, &mut cache, &Method::Dense, Logits::None).expect("runs");
@@ -174,22 +143,11 @@ fn steps_that_run_again_are_ordinary_steps() {
 #[test]
 fn methods_that_decide_on_the_host_are_refused() {
     let Some(device) = device() else { return };
-    let model = nano(&device, Dtype::F32);
+    let model = load(&device, Dtype::F32);
     let oracle = Ranked::new("oracle", Oracle { scope: Scope::QueryHead }, Guarantees { sinks: 0, recent: 0 });
     let oracle = Method::policy(oracle, Budget::Tokens(8), 0).expect("valid");
     let error = model.forward(&[1], &mut model.new_cache(4), &oracle, Logits::Last).expect_err("refused").to_string();
     assert!(error.contains("`method`") && error.contains("--device cpu"), "{error}");
-}
-
-fn fasa(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fasa"));
-    command.args(arguments).stdin(Stdio::null()).output().expect("the binary starts")
-}
-
-fn json(arguments: &[&str]) -> Value {
-    let output = fasa(&[arguments, &["--format", "json"]].concat());
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("JSON on stdout")
 }
 
 /// The main job through the binary.
@@ -214,15 +172,6 @@ fn the_main_job() {
 
 #[test]
 fn what_is_not_there_is_refused_with_the_mend() {
-    let refused = |arguments: &[&str], parts: &[&str]| {
-        let output = fasa(arguments);
-        let message = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
-        assert!(!message.contains("panicked"), "{message}");
-        for part in parts {
-            assert!(message.contains(part), "{arguments:?} should say `{part}`: {message}");
-        }
-    };
     refused(&["demo", "--device", "wgpu:77"], &["`wgpu:77`", "this machine has", "fasa devices"]);
     refused(&["demo", "--device", "gpu"], &["`gpu` is unknown", "vulkan"]);
     if !cfg!(feature = "metal") {

@@ -4,37 +4,25 @@
 //! Without a device the tests say so and pass.
 
 mod fixture;
+#[path = "fixture/gpu.rs"]
+mod gpu;
 #[path = "fixture/model.rs"]
 mod model;
+#[path = "fixture/nano.rs"]
+mod nano;
 
 use fasa_burn::cache::{HostOptions, KvCache, Placement, TierPlace};
-use fasa_burn::generate::{Cancel, Options};
+use fasa_burn::generate::Options;
 use fasa_burn::method::Method;
 use fasa_burn::model::{Decoder, Logits, Watch, to_host};
 use fasa_burn::ops::Recorder;
-use fasa_burn::sampling::Sampling;
 use fasa_burn::sequence::Sequence;
 use fasa_burn::session;
-use fasa_burn::{Device, DeviceName, Dtype};
-use fasa_core::profile::ProfileView;
-use fasa_core::{Budget, FasaConfig, Scope};
+use fasa_burn::{Device, Dtype};
+use fasa_core::{Budget, Scope};
+use gpu::{device, json, name, refused};
+use nano::{dense_and_sparse, options, text};
 use serde_json::Value;
-use std::process::{Command, Output, Stdio};
-
-fn name() -> String {
-    std::env::var("FASA_TEST_DEVICE").unwrap_or_else(|_| "wgpu".into())
-}
-
-fn device() -> Option<Device> {
-    let name: DeviceName = name().parse().expect("a device's name");
-    match name.open() {
-        Ok(device) => Some(device),
-        Err(error) => {
-            eprintln!("!! SKIPPED: {error}");
-            None
-        }
-    }
-}
 
 /// Nano in single precision, with its caches on the device and with their rows in the host's memory.
 fn both(device: &Device) -> [Decoder; 2] {
@@ -44,29 +32,8 @@ fn both(device: &Device) -> [Decoder; 2] {
     [load(), hosted]
 }
 
-fn fasa(profile: &str, config: FasaConfig, budget: Budget) -> Method {
-    let bytes = std::fs::read(fixture::folder().join("nano").join(profile)).expect("a profile");
-    Method::fasa(&ProfileView::parse(&bytes).expect("a profile"), config, budget).expect("it fits")
-}
-
 fn methods() -> Vec<Method> {
-    vec![
-        Method::Dense,
-        fasa("fasa-default.profile", FasaConfig::DEFAULT, Budget::Tokens(48)),
-        fasa("fasa-default.profile", FasaConfig { dense_layers: 0, ..FasaConfig::DEFAULT }, Budget::Ratio(0.1)),
-        fasa("fasa-paper.profile", FasaConfig::PAPER, Budget::Tokens(24)),
-    ]
-}
-
-fn options(method: &Method, max_new_tokens: usize) -> Options {
-    let sampling = Sampling::default();
-    Options { method: method.clone(), max_new_tokens, sampling, stop_ids: Vec::new(), cancel: Cancel::default() }
-}
-
-/// Text that the model was trained on the like of.
-fn prompt(tokens: usize) -> Vec<u32> {
-    let ids = fixture::Fixture::read(&fixture::folder().join("nano/expected.safetensors")).u32("input_ids");
-    ids.iter().cycle().take(tokens).copied().collect()
+    dense_and_sparse(48, Budget::Ratio(0.1))
 }
 
 /// Logits of a prompt's end and of steps after it, and the tokens that every layer chose: one token, a chunk and one, more than
@@ -82,8 +49,8 @@ fn steps_are_those_of_a_cache_on_the_device() {
         let run = |model: &Decoder, kept_per_chosen: usize| {
             let (mut cache, recorder) = (model.new_cache(1), Recorder::default());
             cache.set_host(HostOptions { kept_per_chosen, ..HostOptions::default() });
-            let text = prompt(len);
-            let read = model.forward(&text, &mut cache, &Method::Dense, Logits::Last).expect("read");
+            let prompt = text(len);
+            let read = model.forward(&prompt, &mut cache, &Method::Dense, Logits::Last).expect("read");
             let mut logits = to_host(read.expect("logits")).expect("host");
             for token in 0..6 {
                 let mut watch = Watch { recorder: Some(recorder.clone()), ..Watch::default() };
@@ -141,7 +108,7 @@ fn turns_are_those_of_a_cache_on_the_device() {
             let (mut sequence, mut said) = (Sequence::new(model, 1), vec![]);
             for (keep, add, new) in [(0, 300, 5), (305, 5, 3), (250, 300, 4), (40, 1, 3), (44, 1000, 4), (0, 20, 3)] {
                 let mut text = sequence.tokens()[..keep.min(sequence.tokens().len())].to_vec();
-                text.extend(prompt(add));
+                text.extend(nano::text(add));
                 let outcome = model.follow(&mut sequence, &text, &options(&method, new), &mut |_| true);
                 said.push(outcome.expect("text").tokens);
             }
@@ -156,7 +123,7 @@ fn turns_are_those_of_a_cache_on_the_device() {
 fn batches_and_sessions() {
     let Some(device) = device() else { return };
     let (models, methods) = (both(&device), methods());
-    let texts: Vec<Vec<u32>> = [400, 3, 90, 513].map(prompt).into();
+    let texts: Vec<Vec<u32>> = [400, 3, 90, 513].map(text).into();
     let write = |model: &Decoder| {
         let options: Vec<Options> = methods.iter().map(|method| options(method, 5)).collect();
         let asked: Vec<(&[u32], &Options)> = texts.iter().map(Vec::as_slice).zip(&options).collect();
@@ -169,7 +136,7 @@ fn batches_and_sessions() {
     let path = folder.path().join("session");
     let mut sequence = Sequence::new(&models[1], 1);
     let method = &methods[1];
-    models[1].read(&mut sequence, &prompt(600), &options(method, 1), &mut |_| true).expect("read");
+    models[1].read(&mut sequence, &text(600), &options(method, 1), &mut |_| true).expect("read");
     session::save(&path, &models[1], method, &mut sequence, &[]).expect("saved");
     let go_on = |model: &Decoder| {
         let mut sequence = session::load(&path, model, method, 3).expect("its own").sequence;
@@ -177,27 +144,6 @@ fn batches_and_sessions() {
         model.follow(&mut sequence, &text, &options(method, 8), &mut |_| true).expect("text").tokens
     };
     assert_eq!(go_on(&models[0]), go_on(&models[1]));
-}
-
-fn run(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fasa"));
-    command.args(arguments).stdin(Stdio::null()).output().expect("the binary starts")
-}
-
-fn json(arguments: &[&str]) -> Value {
-    let output = run(&[arguments, &["--format", "json"]].concat());
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("JSON on stdout")
-}
-
-fn refused(arguments: &[&str], parts: &[&str]) {
-    let output = run(arguments);
-    let message = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
-    assert!(!message.contains("panicked"), "{message}");
-    for part in parts {
-        assert!(message.contains(part), "{arguments:?} should say `{part}`: {message}");
-    }
 }
 
 /// Under a limit that the cache exceeds: an error where it must lie on the device, the same text where it need not.

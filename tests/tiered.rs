@@ -3,19 +3,20 @@
 mod fixture;
 #[path = "fixture/model.rs"]
 mod model;
+#[path = "fixture/nano.rs"]
+mod nano;
 
 use fasa_burn::cache::{KvCache, Placement, TierPlace};
-use fasa_burn::generate::{Cancel, Options};
+use fasa_burn::generate::Options;
 use fasa_burn::method::Method;
 use fasa_burn::model::{Decoder, Logits, Watch, to_host};
 use fasa_burn::ops::Recorder;
-use fasa_burn::sampling::Sampling;
 use fasa_burn::sequence::Sequence;
 use fasa_burn::session;
 use fasa_burn::{Device, Dtype};
+use fasa_core::Budget;
 use fasa_core::policy::Streaming;
-use fasa_core::profile::ProfileView;
-use fasa_core::{Budget, FasaConfig};
+use nano::{dense_and_sparse, options};
 use std::path::Path;
 
 fn folder() -> std::path::PathBuf {
@@ -30,23 +31,8 @@ fn both(dtype: Dtype) -> [Decoder; 2] {
     [load(), tiered]
 }
 
-fn fasa(profile: &str, config: FasaConfig, budget: Budget) -> Method {
-    let bytes = std::fs::read(fixture::folder().join("nano").join(profile)).expect("a profile");
-    Method::fasa(&ProfileView::parse(&bytes).expect("a profile"), config, budget).expect("it fits")
-}
-
 fn methods() -> Vec<Method> {
-    vec![
-        Method::Dense,
-        fasa("fasa-default.profile", FasaConfig::DEFAULT, Budget::Tokens(32)),
-        fasa("fasa-default.profile", FasaConfig { dense_layers: 0, ..FasaConfig::DEFAULT }, Budget::Ratio(0.2)),
-        fasa("fasa-paper.profile", FasaConfig::PAPER, Budget::Tokens(24)),
-    ]
-}
-
-fn options(method: &Method, max_new_tokens: usize) -> Options {
-    let sampling = Sampling::default();
-    Options { method: method.clone(), max_new_tokens, sampling, stop_ids: Vec::new(), cancel: Cancel::default() }
+    dense_and_sparse(32, Budget::Ratio(0.2))
 }
 
 fn prompt(tokens: usize) -> Vec<u32> {

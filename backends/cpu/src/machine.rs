@@ -53,9 +53,10 @@ impl Memory {
     }
 }
 
-/// The median of `rounds` of [`Memory::read`] over `bytes` bytes. NaN for no round or fewer than 64 bytes.
+/// The median of `rounds` of [`Memory::read`] over `bytes` bytes on huge pages, on which what the kernels read lies in a program that
+/// uses [`HugePages`](crate::HugePages). NaN for no round or fewer than 64 bytes.
 pub fn read_bandwidth(bytes: usize, rounds: usize) -> f64 {
-    let memory = Memory::new(bytes);
+    let memory = Memory::on_huge_pages(bytes);
     let mut speeds: Vec<f64> = (0..rounds).map(|_| memory.read()).collect();
     speeds.sort_by(f64::total_cmp);
     speeds.get(rounds / 2).copied().unwrap_or(f64::NAN)
