@@ -84,6 +84,14 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn at_least(self, x: Self::F, bound: Self::F) -> u32 {
+        unsafe {
+            let low = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(x.0, bound.0));
+            let high = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(x.1, bound.1));
+            low.cast_unsigned() | high.cast_unsigned() << 8
+        }
+    }
+    #[inline(always)]
     fn power_of_two(self, biased: Self::F) -> Self::F {
         unsafe {
             let bias = _mm256_set1_epi32(127);

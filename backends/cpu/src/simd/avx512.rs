@@ -85,6 +85,10 @@ macro_rules! avx512 {
                 unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, bound), value) }
             }
             #[inline(always)]
+            fn at_least(self, x: __m512, bound: __m512) -> u32 {
+                unsafe { u32::from(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, bound)) }
+            }
+            #[inline(always)]
             fn power_of_two(self, biased: __m512) -> __m512 {
                 unsafe {
                     let exponent = _mm512_add_epi32(_mm512_castps_si512(biased), _mm512_set1_epi32(127));
@@ -162,6 +166,11 @@ macro_rules! avx512 {
                 }
             }
             #[inline(always)]
+            fn transpose_rows(self, rows: &[[u8; 16]; LANES]) -> [__m512i; 4] {
+                // SAFETY: as for all blocks here.
+                unsafe { rows_of_16_bytes(bytemuck::cast_ref(rows)) }
+            }
+            #[inline(always)]
             fn low_nibbles(self, x: __m512i) -> __m512i {
                 unsafe { _mm512_and_si512(x, _mm512_set1_epi8(15)) }
             }
@@ -214,6 +223,31 @@ unsafe fn largest_of_four([a, b, c, d]: [__m512; 4]) -> __m512 {
         let cd = _mm512_max_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
         let (low, high) = (_mm512_shuffle_ps::<0b01_00_01_00>(ab, cd), _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd));
         _mm512_max_ps(low, high)
+    }
+}
+
+/// Sixteen rows of sixteen bytes, four to a vector: vector k holds their words k.
+///
+/// # Safety
+/// AVX-512 F.
+#[inline(always)]
+unsafe fn rows_of_16_bytes(rows: &[[u8; 64]; 4]) -> [__m512i; 4] {
+    // SAFETY: as the caller vouches; loads are of the arrays' size.
+    unsafe {
+        let [a, b, c, d] = rows.each_ref().map(|rows| rows.as_ptr().cast());
+        let (a, b) = (_mm512_loadu_si512(a), _mm512_loadu_si512(b));
+        let (c, d) = (_mm512_loadu_si512(c), _mm512_loadu_si512(d));
+        // Words 0 of eight rows and words 1, then words 2 and words 3.
+        let first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+        let second = _mm512_setr_epi32(2, 6, 10, 14, 18, 22, 26, 30, 3, 7, 11, 15, 19, 23, 27, 31);
+        let low = [_mm512_permutex2var_epi32(a, first, b), _mm512_permutex2var_epi32(a, second, b)];
+        let high = [_mm512_permutex2var_epi32(c, first, d), _mm512_permutex2var_epi32(c, second, d)];
+        [
+            _mm512_shuffle_i32x4::<0b01_00_01_00>(low[0], high[0]),
+            _mm512_shuffle_i32x4::<0b11_10_11_10>(low[0], high[0]),
+            _mm512_shuffle_i32x4::<0b01_00_01_00>(low[1], high[1]),
+            _mm512_shuffle_i32x4::<0b11_10_11_10>(low[1], high[1]),
+        ]
     }
 }
 

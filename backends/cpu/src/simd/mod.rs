@@ -54,6 +54,14 @@ pub(crate) trait Simd: Copy {
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     /// `value` where `x >= bound`, 0 elsewhere and where x is NaN.
     fn where_ge(self, x: Self::F, bound: Self::F, value: Self::F) -> Self::F;
+    /// Bit k: whether lane k of `x` is at least that of `bound`. Not where one of them is NaN.
+    #[inline(always)]
+    fn at_least(self, x: Self::F, bound: Self::F) -> u32 {
+        let mut lanes = [[0.0; LANES]; 2];
+        self.store(x, &mut lanes[0]);
+        self.store(bound, &mut lanes[1]);
+        (0..LANES).fold(0, |bits, k| bits | u32::from(lanes[0][k] >= lanes[1][k]) << k)
+    }
     /// `2^n` of lanes that hold `n + 1.5 * 2^23`, n from -126 to 127.
     fn power_of_two(self, biased: Self::F) -> Self::F;
     /// `x * 2^n`, n from -126 to 126, given also as in [`power_of_two`](Self::power_of_two).
@@ -69,6 +77,11 @@ pub(crate) trait Simd: Copy {
     fn splat_i(self, x: i32) -> Self::I;
     /// Sixteen pieces of sixteen bytes, transposed: vector k holds bytes `4 k .. 4 k + 4` of each piece.
     fn transpose(self, pieces: [&[u8; 16]; LANES]) -> [Self::I; 4];
+    /// [`transpose`](Self::transpose) of pieces that follow each other.
+    #[inline(always)]
+    fn transpose_rows(self, rows: &[[u8; 16]; LANES]) -> [Self::I; 4] {
+        self.transpose(rows.each_ref())
+    }
     /// The low half of every byte.
     fn low_nibbles(self, x: Self::I) -> Self::I;
     /// The high half of every byte.

@@ -12,6 +12,7 @@ struct Results {
     groups: Vec<[f32; LANES]>,
     dots: [[f32; LANES]; 2],
     largest: f32,
+    at_least: u32,
 }
 
 fn everything<S: Simd>(
@@ -47,9 +48,12 @@ fn everything<S: Simd>(
     .to_vec();
     out.sums = simd.sum4([a, b, c, d]);
     out.largest = simd.largest(a);
+    out.at_least = simd.at_least(a, b);
     let groups = simd.transpose(bytes.each_ref());
-    out.groups = groups
+    out.groups = simd
+        .transpose_rows(bytes)
         .into_iter()
+        .chain(groups)
         .flat_map(|g| [simd.low_nibbles(g), simd.high_nibbles(g)])
         // The low byte alone, which a float holds exactly.
         .map(|g| stored(simd.to_float(simd.dot4(simd.splat_i(0), g, 1))))
@@ -96,9 +100,10 @@ fn every_operation_on_every_instruction_set() {
             ],
             sums: x.map(|x| x.iter().sum()),
             largest: largest(&x[0]),
+            at_least: (0..LANES).fold(0, |bits, i| bits | u32::from(x[0][i] >= x[1][i]) << i),
             ..Results::default()
         };
-        for k in 0..4 {
+        for k in (0..4).chain(0..4) {
             want.groups.push(bytes.map(|b| f32::from(b[4 * k] & 15)));
             want.groups.push(bytes.map(|b| f32::from(b[4 * k] >> 4)));
         }

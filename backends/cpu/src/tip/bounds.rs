@@ -1,13 +1,13 @@
-//! The first pass over a sketch: what the scores of a step come to, in blocks of sixteen tokens, instead of the scores.
+//! The first pass over a sketch: what tokens are worth as far as can be said on the way, and the largest of that in blocks of
+//! sixteen tokens.
 //!
-//! For lists per query that is the largest score of each block. For a group's mean of softmaxes it is the largest mean
-//! that the softmaxes seen so far give: at the end every query's part of it was wrong by a factor that is known then, and
-//! between the smallest and the largest factor lies the truth. The factors of a span differ little from query to query,
-//! since all sums grow alike.
+//! For lists per query a token is worth its score. For a group's mean of softmaxes it is the mean that the softmaxes seen so
+//! far give: at the end every query's part of it was wrong by a factor that is known then, and between the smallest and the
+//! largest factor lies the truth. The factors of a span differ little from query to query, since all sums grow alike.
 //!
-//! Four bytes per block are kept where weights, written and read again, would be 128 per query.
+//! A mean is four bytes per token where weights, written and read again, would be four per token and query.
 
-use super::{Ranking, SPAN, Sketches, VECTORS, score_kernel};
+use super::{Asking, Ranking, SPAN, Sketches, VECTORS, score_kernel};
 use crate::ahead::Ahead;
 use crate::exp::exp2;
 use crate::isa::dispatch;
@@ -22,13 +22,15 @@ pub(super) const VECTORS_OF_BLOCKS: usize = VECTORS / LANES;
 pub(super) struct Bounds {
     /// The largest of each block, a lane each: `[blocks / 16, lists]`.
     pub(super) largest: Vec<[f32; LANES]>,
+    /// What each token is worth, blocks of sixteen tokens: `[blocks, lists]` vectors, as many as fill the last span. Behind
+    /// the last token lies anything.
+    pub(super) worth: Vec<[f32; LANES]>,
     /// For a mean: the softmaxes that each span was weighed with, `[spans, G]`.
     pub(super) weighed_with: Vec<Softmax>,
     /// For a mean: the softmaxes of the whole stretch, `[G]`.
     pub(super) softmax: Vec<Softmax>,
-    /// The scores of a span, then of a mean the span's part of it.
+    /// For a mean: the scores of a span.
     scores: Vec<[f32; LANES]>,
-    means: Vec<[f32; LANES]>,
 }
 
 /// A softmax over scores of which the largest and the sum are known: `Σ 2^((score - largest) * scale)`.
@@ -72,8 +74,8 @@ impl Bounds {
         self.weighed_with.clear();
         self.softmax.clear();
         self.softmax.resize(group, Softmax::NOTHING);
-        self.means.resize(VECTORS, [0.0; LANES]);
         self.largest.resize(spans * VECTORS_OF_BLOCKS * ranking.lists(group), [0.0; LANES]);
+        self.worth.resize(spans * VECTORS * ranking.lists(group), [0.0; LANES]);
         self.scores.resize(VECTORS * group, [0.0; LANES]);
         find(sketches, range, ranking, self, ahead);
     }
@@ -92,32 +94,45 @@ fn find_kernel<S: Simd>(
     bounds: &mut Bounds,
     ahead: &Ahead,
 ) {
-    let Bounds { largest, weighed_with, softmax, scores, means } = bounds;
-    let group = scores.len() / VECTORS;
+    let Bounds { largest, worth, weighed_with, softmax, scores } = bounds;
+    let group = softmax.len();
     let lists = ranking.lists(group);
-    let stretch = range.len();
-    for (s, largest) in largest.chunks_exact_mut(VECTORS_OF_BLOCKS * lists).enumerate() {
-        let (from, to) = (s * SPAN, ((s + 1) * SPAN).min(stretch));
+    let spans = largest.chunks_exact_mut(VECTORS_OF_BLOCKS * lists).zip(worth.chunks_exact_mut(VECTORS * lists));
+    for (s, (largest, worth)) in spans.enumerate() {
+        let first = range.start + s * SPAN;
+        let span = first..(first + SPAN).min(range.end);
+        let behind = span.end..(span.end + SPAN).min(range.end);
+        let mut asking = Asking::default();
         let mut first = 0;
-        for (rows, queries) in sketches {
-            let rows = rows.span(range.start + from..range.start + to);
-            score_kernel(simd, &rows, queries, &mut scores[first..], group, &mut ahead.portion());
+        for (i, (rows, queries)) in sketches.iter().enumerate() {
+            // What is scored next: this span in the next sketch, or the next span in the first.
+            let (next, at_once) = match sketches.get(i + 1) {
+                Some((next, _)) => (next.span(span.clone()), true),
+                None => (sketches[0].0.span(behind.clone()), ranking == Ranking::Each),
+            };
+            asking = Asking::new(&next, at_once, ahead.portion());
+            let scores = match ranking {
+                Ranking::Mean { .. } => &mut scores[first..],
+                Ranking::Each => &mut worth[first..],
+            };
+            score_kernel(simd, &rows.span(span.clone()), queries, scores, group, &mut asking);
             first += queries.len();
         }
-        clear_behind(scores, to - from, group);
         match ranking {
             Ranking::Each => {
+                clear_behind(worth, span.len(), group);
                 for g in 0..group {
-                    for (blocks, largest) in scores.chunks_exact(LANES * group).zip(largest.chunks_exact_mut(group)) {
+                    for (blocks, largest) in worth.chunks_exact(LANES * group).zip(largest.chunks_exact_mut(group)) {
                         simd.store(simd.largest_of_each(column(simd, blocks, g, group)), &mut largest[g]);
                     }
                 }
             }
             Ranking::Mean { scale } => {
+                clear_behind(scores, span.len(), group);
                 let before = weighed_with.len();
                 weighed_with.extend_from_slice(softmax);
-                weigh(simd, scores, group, scale, &mut weighed_with[before..], softmax, means);
-                for (means, largest) in means.chunks_exact(LANES).zip(largest) {
+                weigh(simd, scores, group, scale, &mut weighed_with[before..], softmax, worth, &mut asking);
+                for (means, largest) in worth.chunks_exact(LANES).zip(largest) {
                     simd.store(simd.largest_of_each(column(simd, means, 0, 1)), largest);
                 }
             }
@@ -140,6 +155,7 @@ fn column<S: Simd>(simd: S, blocks: &[[f32; LANES]], g: usize, group: usize) -> 
 ///
 /// One pass over the scores, with what was known before them. Where that is nothing, they are looked at first.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 fn weigh<S: Simd>(
     simd: S,
     scores: &[[f32; LANES]],
@@ -148,6 +164,7 @@ fn weigh<S: Simd>(
     with: &mut [Softmax],
     softmax: &mut [Softmax],
     means: &mut [[f32; LANES]],
+    asking: &mut Asking,
 ) {
     let mut g = 0;
     while g < group {
@@ -166,9 +183,9 @@ fn weigh<S: Simd>(
         loop {
             let mut seen = [Softmax::NOTHING; 4];
             match tile {
-                4 => weigh_tile::<S, 4>(simd, scores, g, group, scale, with, &mut seen, means),
-                2 => weigh_tile::<S, 2>(simd, scores, g, group, scale, with, &mut seen, means),
-                _ => weigh_tile::<S, 1>(simd, scores, g, group, scale, with, &mut seen, means),
+                4 => weigh_tile::<S, 4>(simd, scores, g, group, scale, with, &mut seen, means, asking),
+                2 => weigh_tile::<S, 2>(simd, scores, g, group, scale, with, &mut seen, means, asking),
+                _ => weigh_tile::<S, 1>(simd, scores, g, group, scale, with, &mut seen, means, asking),
             }
             // So far above everything before that weights are no number: again, beside the new largest.
             let mut again = false;
@@ -230,6 +247,7 @@ fn weigh_tile<S: Simd, const Q: usize>(
     with: &[Softmax],
     seen: &mut [Softmax],
     means: &mut [[f32; LANES]],
+    asking: &mut Asking,
 ) {
     let zero = simd.splat(0.0);
     let factor = simd.splat(scale);
@@ -242,6 +260,7 @@ fn weigh_tile<S: Simd, const Q: usize>(
     }
     let (mut largest, mut total) = ([simd.splat(f32::NEG_INFINITY); Q], [zero; Q]);
     for (scores, mean) in scores.chunks_exact(group).zip(means) {
+        asking.beside_weights(simd);
         let scores = &scores[first..first + Q];
         let mut sum = if first == 0 { zero } else { simd.load(mean) };
         for q in 0..Q {

@@ -6,8 +6,8 @@
 //! Sixteen rows are taken at once and transposed, so that a lane is a row: no sum across lanes is ever needed, and the
 //! transposition is shared by the queries of the group.
 
+use super::asking::Asking;
 use super::row_scales;
-use crate::ahead::Lines;
 use crate::simd::{LANES, Simd};
 use fasa_core::sketch::{Precision, SketchRows};
 
@@ -80,24 +80,20 @@ pub(super) fn score_kernel<S: Simd>(
     queries: &IntegerQueries,
     scores: &mut [[f32; LANES]],
     group: usize,
-    lines: &mut Lines,
+    asking: &mut Asking,
 ) {
     // Rows of a known size are addressed by constants.
     match (rows.precision(), rows.precision().row_bytes(rows.chunks())) {
-        (Precision::Int4, 16) => score_rows::<S, 1, true>(simd, rows, queries, scores, group, lines),
-        (Precision::Int4, 32) => score_rows::<S, 2, true>(simd, rows, queries, scores, group, lines),
-        (Precision::Int4, 64) => score_rows::<S, 4, true>(simd, rows, queries, scores, group, lines),
-        (Precision::Int4, _) => score_rows::<S, 8, true>(simd, rows, queries, scores, group, lines),
-        (_, 16) => score_rows::<S, 1, false>(simd, rows, queries, scores, group, lines),
-        (_, 32) => score_rows::<S, 2, false>(simd, rows, queries, scores, group, lines),
-        (_, 64) => score_rows::<S, 4, false>(simd, rows, queries, scores, group, lines),
-        _ => score_rows::<S, 8, false>(simd, rows, queries, scores, group, lines),
+        (Precision::Int4, 16) => score_rows::<S, 1, true>(simd, rows, queries, scores, group, asking),
+        (Precision::Int4, 32) => score_rows::<S, 2, true>(simd, rows, queries, scores, group, asking),
+        (Precision::Int4, 64) => score_rows::<S, 4, true>(simd, rows, queries, scores, group, asking),
+        (Precision::Int4, _) => score_rows::<S, 8, true>(simd, rows, queries, scores, group, asking),
+        (_, 16) => score_rows::<S, 1, false>(simd, rows, queries, scores, group, asking),
+        (_, 32) => score_rows::<S, 2, false>(simd, rows, queries, scores, group, asking),
+        (_, 64) => score_rows::<S, 4, false>(simd, rows, queries, scores, group, asking),
+        _ => score_rows::<S, 8, false>(simd, rows, queries, scores, group, asking),
     }
 }
-
-/// Blocks between the rows that are scored and those that are asked for. The machine's own foresight ends with a page, and
-/// starts anew with the next: every 128 rows of 32 bytes.
-const AHEAD: usize = 12;
 
 /// Sixteen rows of `P` pieces.
 type Block<const P: usize> = [[[u8; 16]; P]; LANES];
@@ -110,18 +106,13 @@ fn score_rows<S: Simd, const P: usize, const FOUR_BIT: bool>(
     queries: &IntegerQueries,
     scores: &mut [[f32; LANES]],
     group: usize,
-    lines: &mut Lines,
+    asking: &mut Asking,
 ) {
     let all = rows.codes().as_chunks::<16>().0.as_chunks::<P>().0;
     let (blocks, rest) = all.as_chunks::<LANES>();
     let mut scores = scores.chunks_mut(group);
     for (b, (block, scores)) in blocks.iter().zip(&mut scores).enumerate() {
-        // Rows follow each other from span to span: what lies ahead is read next, or is not there to be read.
-        let ahead = block.as_ptr().wrapping_add(AHEAD * LANES).cast::<[u8; 64]>();
-        for line in 0..P * LANES * 16 / 64 {
-            simd.prefetch(ahead.wrapping_add(line));
-        }
-        lines.ask(simd);
+        asking.beside_scores(simd, P);
         let scale = row_scales(simd, rows.scales(), b * LANES);
         score_block::<S, P, FOUR_BIT>(simd, block, scale, queries, scores);
     }
@@ -184,11 +175,15 @@ fn score_tile<S: Simd, const P: usize, const Q: usize, const FOUR_BIT: bool>(
         sums[q][0] = simd.splat_i(-offset * queries[q].sum);
     }
     for p in 0..P {
-        let mut pieces = [&block[0][p]; LANES];
-        for r in 1..LANES {
-            pieces[r] = &block[r][p];
-        }
-        let groups = simd.transpose(pieces);
+        let groups = if P == 1 {
+            simd.transpose_rows(block.as_flattened().first_chunk().unwrap_or(&[[0; 16]; LANES]))
+        } else {
+            let mut pieces = [&block[0][p]; LANES];
+            for r in 1..LANES {
+                pieces[r] = &block[r][p];
+            }
+            simd.transpose(pieces)
+        };
         for k in 0..4 {
             if FOUR_BIT {
                 let (even, odd) = (simd.low_nibbles(groups[k]), simd.high_nibbles(groups[k]));

@@ -3,7 +3,7 @@
 //! A softmax needs its largest score and its sum first. Scores become weights span by span while they are in the first cache,
 //! relative to the span's own largest; the second pass only multiplies each span by what that is worth.
 
-use super::{Queries, SPAN, Sketches, VECTORS, score_kernel};
+use super::{Asking, Queries, SPAN, Sketches, VECTORS, score_kernel};
 use crate::ahead::Ahead;
 use crate::exp::exp2;
 use crate::isa::dispatch;
@@ -80,7 +80,8 @@ fn weigh_kernel<S: Simd>(
     for ((i, weights), spans) in weights.chunks_mut(VECTORS * group).enumerate().zip(spans) {
         let (from, to) = (i * SPAN, ((i + 1) * SPAN).min(n));
         // The other sketches' queries have their places in each block before and after.
-        score_kernel(simd, &rows.span(from..to), queries, &mut weights[first..], group, &mut ahead.portion());
+        let mut asking = Asking::new(&rows.span(to..(to + SPAN).min(n)), false, ahead.portion());
+        score_kernel(simd, &rows.span(from..to), queries, &mut weights[first..], group, &mut asking);
         let rest = (to - from) % LANES;
         for g in first..first + queries.len() {
             if rest > 0 {
@@ -88,14 +89,21 @@ fn weigh_kernel<S: Simd>(
                 let last = weights.len() - group + g;
                 weights[last][rest..].fill(f32::NEG_INFINITY);
             }
-            spans[g] = to_weights(simd, weights, g, group, scale);
+            spans[g] = to_weights(simd, weights, g, group, scale, &mut asking);
         }
     }
 }
 
 /// Scores of query `g` in a span to weights relative to the largest.
 #[inline(always)]
-fn to_weights<S: Simd>(simd: S, scores: &mut [[f32; LANES]], g: usize, group: usize, scale: f32) -> Span {
+fn to_weights<S: Simd>(
+    simd: S,
+    scores: &mut [[f32; LANES]],
+    g: usize,
+    group: usize,
+    scale: f32,
+    asking: &mut Asking,
+) -> Span {
     let mut largest = simd.splat(f32::NEG_INFINITY);
     for block in scores.chunks_exact(group) {
         largest = simd.max(simd.load(&block[g]), largest); // a NaN loses against any number
@@ -108,6 +116,7 @@ fn to_weights<S: Simd>(simd: S, scores: &mut [[f32; LANES]], g: usize, group: us
     let (factor, shift) = (simd.splat(scale), simd.splat(-largest * scale));
     let mut total = simd.splat(0.0);
     for block in scores.chunks_exact_mut(group) {
+        asking.beside_weights(simd);
         let weights = exp2(simd, simd.mul_add(simd.load(&block[g]), factor, shift));
         total = simd.add(total, weights);
         simd.store(weights, &mut block[g]);

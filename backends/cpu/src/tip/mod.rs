@@ -3,16 +3,18 @@
 //! Scores of integer sketches are sums of small integers, exact but for the query, which is rounded to about 15 bits; see
 //! [`integer`]. Scores of f16 sketches are f32 sums like those of attention.
 
+mod asking;
 mod bounds;
 mod integer;
 mod mean;
 pub(crate) mod shortlist;
 
+use asking::Asking;
 pub(crate) use integer::IntegerQueries;
 pub(crate) use mean::{Mean, group_mean};
 pub(crate) use shortlist::{Ranking, Shortlist};
 
-use crate::ahead::{Ahead, Lines};
+use crate::ahead::Ahead;
 use crate::isa::dispatch;
 use crate::simd::{LANES, Padded, Simd, dots};
 use fasa_core::sketch::{Precision, SketchRows};
@@ -76,7 +78,9 @@ fn rows_kernel<S: Simd>(
     memory.resize(group * VECTORS, [0.0; LANES]);
     for from in (0..n).step_by(SPAN) {
         let to = (from + SPAN).min(n);
-        score_kernel(simd, &rows.span(from..to), queries, memory, group, &mut ahead.portion());
+        let next = rows.span(to..(to + SPAN).min(n));
+        let mut asking = Asking::new(&next, true, ahead.portion());
+        score_kernel(simd, &rows.span(from..to), queries, memory, group, &mut asking);
         for g in 0..group {
             let out = &mut scores[g * n + from..g * n + to];
             for (out, scores) in out.chunks_mut(LANES).zip(memory.iter().skip(g).step_by(group)) {
@@ -95,12 +99,12 @@ fn score_kernel<S: Simd>(
     queries: &Queries,
     scores: &mut [[f32; LANES]],
     group: usize,
-    lines: &mut Lines,
+    asking: &mut Asking,
 ) {
     match queries {
-        Queries::Integer(queries) => integer::score_kernel(simd, rows, queries, scores, group, lines),
+        Queries::Integer(queries) => integer::score_kernel(simd, rows, queries, scores, group, asking),
         Queries::Float(queries) if rows.precision() == Precision::F16 => {
-            half_kernel(simd, rows.codes().as_chunks::<2>().0, queries, 2 * rows.chunks(), scores, group, lines);
+            half_kernel(simd, rows.codes().as_chunks::<2>().0, queries, 2 * rows.chunks(), scores, group, asking);
         }
         Queries::Float(queries) => decode_kernel(simd, rows, queries, scores, group),
         // This format is there to compare with: it sums in the reference's order, to the bit.
@@ -125,13 +129,13 @@ fn half_kernel<S: Simd>(
     channels: usize,
     scores: &mut [[f32; LANES]],
     group: usize,
-    lines: &mut Lines,
+    asking: &mut Asking,
 ) {
     // Rows of a known size are addressed by constants.
     match channels {
-        32 => half_rows::<S, 2>(simd, codes.as_chunks().0, queries, scores, group, lines),
-        64 => half_rows::<S, 4>(simd, codes.as_chunks().0, queries, scores, group, lines),
-        128 => half_rows::<S, 8>(simd, codes.as_chunks().0, queries, scores, group, lines),
+        32 => half_rows::<S, 2>(simd, codes.as_chunks().0, queries, scores, group, asking),
+        64 => half_rows::<S, 4>(simd, codes.as_chunks().0, queries, scores, group, asking),
+        128 => half_rows::<S, 8>(simd, codes.as_chunks().0, queries, scores, group, asking),
         _ => {
             for (r, row) in codes.chunks_exact(channels).enumerate() {
                 for g in 0..queries.len() {
@@ -151,10 +155,10 @@ fn half_rows<S: Simd, const B: usize>(
     queries: &Padded,
     scores: &mut [[f32; LANES]],
     group: usize,
-    lines: &mut Lines,
+    asking: &mut Asking,
 ) {
     for (rows, scores) in codes.as_chunks::<B>().0.chunks(LANES).zip(scores.chunks_mut(group)) {
-        lines.ask(simd);
+        asking.beside_scores(simd, 2 * B);
         for first in (0..rows.len()).step_by(4) {
             // Rows past the end repeat the last one.
             let last = rows.len() - 1;

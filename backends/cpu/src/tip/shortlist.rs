@@ -1,16 +1,18 @@
-//! The tokens that can be among the best, and their scores.
+//! The tokens that can be among the best, and what they are worth.
 //!
-//! [`Bounds`] say of every block of sixteen tokens what its best is worth at least and at most. The Nth largest of the lower
-//! bounds is reached by N tokens, so a block whose upper bound lies under it holds none of the best N. The blocks that are
-//! left, a few percent of a long context, are scored a second time.
+//! [`Bounds`] say of every token what it is worth at least and at most, and of every block of sixteen tokens what its best is.
+//! The Nth largest of the blocks' lower bounds is reached by N tokens, so a token whose upper bound lies under it is none of
+//! the best N, nor is any token of a block whose upper bound does. What is left are hardly more than N tokens, of which the
+//! best are found exactly.
 
 use super::bounds::{Bounds, Softmax, VECTORS_OF_BLOCKS};
-use super::{SPAN, Sketches, VECTORS, score_kernel};
-use crate::ahead::{Ahead, Lines};
+use super::{Asking, Queries, SPAN, Sketches, VECTORS, score_kernel};
+use crate::ahead::Ahead;
 use crate::exp::exp2;
 use crate::isa::dispatch;
 use crate::simd::{LANES, Simd};
 use fasa_core::select::top_n;
+use fasa_core::sketch::SketchRows;
 use fasa_core::{Guarantees, Result};
 use std::ops::Range;
 
@@ -40,24 +42,24 @@ impl Ranking {
     }
 }
 
-/// Blocks per token kept from which looking twice is cheaper than writing all scores down: below, too many blocks are looked at
-/// twice, and the weights of all tokens fit in the second cache.
-const BLOCKS_PER_TOKEN: usize = 16;
+/// Blocks per token kept from which a bar is sought among blocks. With fewer than one it lets everything pass.
+const BLOCKS_PER_TOKEN: usize = 2;
 
 /// Memory of [`pick`].
 #[derive(Debug, Default)]
 pub(crate) struct Shortlist {
     bounds: Bounds,
-    /// Per list and block: what at least one token of the block is worth.
+    /// What the best token of each block is worth at least, of one list.
     lower: Vec<[f32; LANES]>,
-    /// Per block, for a mean: what no token of it exceeds. For the scores of one query both are the same.
-    upper: Vec<[f32; LANES]>,
-    /// Consecutive tokens that are scored again, at most a span.
-    runs: Vec<Range<usize>>,
-    scores: Vec<[f32; LANES]>,
-    /// Of the tokens in `runs`, per list.
-    worth: Vec<f32>,
+    /// By what that of each span is multiplied at most.
+    most: Vec<f32>,
+    /// Tokens that can be among the best of a list, ascending, and what they are worth.
     positions: Vec<u32>,
+    worth: Vec<f32>,
+    /// Their rows, one after the other, and the rows' scores.
+    codes: Vec<u8>,
+    scales: Vec<u8>,
+    scores: Vec<[f32; LANES]>,
 }
 
 /// A stretch of the first pass, done by one thread for others.
@@ -116,20 +118,26 @@ pub(crate) fn pick(
         Ranking::Mean { scale } => shares(&stretches, group, scale),
         Ranking::Each => vec![],
     };
-    memory.limit(&stretches, &softmax, ranking, group);
-    memory.bounds = own;
-    memory.choose_runs(sinks..recent_from, lists, free, entries, out)?;
-    memory.score_again(sketches, &softmax, ranking, group);
-    let count = memory.positions.len();
     for (list, out) in out.chunks_exact_mut(budget).enumerate() {
-        let worth = &memory.worth[list * count..(list + 1) * count];
-        let kept = top_n(worth, free, entries, &mut out[sinks..])?;
+        let among = Among { stretches: &stretches, lists, list, middle: sinks..recent_from };
+        memory.limit(&among, &softmax, ranking);
+        let bar = memory.bar(&among, free, entries, out)?;
+        memory.candidates(&among, bar);
+        if memory.positions.len() < free {
+            // Some are no number.
+            memory.candidates(&among, f32::NAN);
+        }
+        if let Ranking::Mean { scale } = ranking {
+            memory.weigh_exactly(sketches, &softmax, scale)?;
+        }
+        let kept = top_n(&memory.worth, free, entries, &mut out[sinks..])?;
         for position in &mut out[sinks..sinks + kept] {
             *position = memory.positions[*position as usize];
         }
         out[..sinks].iter_mut().zip(0..).for_each(|(slot, position)| *slot = position);
         out[sinks + kept..].iter_mut().zip(recent_from..).for_each(|(slot, position)| *slot = position as u32);
     }
+    memory.bounds = own;
     Ok(())
 }
 
@@ -156,143 +164,174 @@ fn corrections(then: &[Softmax], softmax: &[Softmax], scale: f32) -> (f32, f32) 
     (least.min(most), most)
 }
 
+/// What a list's tokens are sought among.
+struct Among<'a> {
+    /// One after the other; all but the last are whole spans.
+    stretches: &'a [&'a Bounds],
+    lists: usize,
+    list: usize,
+    /// The tokens that are not kept anyway.
+    middle: Range<usize>,
+}
+
 impl Shortlist {
     /// Bounds of what the best token of each block is worth.
-    fn limit(&mut self, stretches: &[&Bounds], softmax: &[Softmax], ranking: Ranking, group: usize) {
+    fn limit(&mut self, among: &Among<'_>, softmax: &[Softmax], ranking: Ranking) {
         self.lower.clear();
-        self.upper.clear();
-        match ranking {
-            Ranking::Mean { scale } => {
-                for bounds in stretches {
-                    let spans =
-                        bounds.largest.chunks_exact(VECTORS_OF_BLOCKS).zip(bounds.weighed_with.chunks_exact(group));
-                    for (largest, then) in spans {
-                        let (least, most) = corrections(then, softmax, scale);
-                        self.lower.extend(largest.iter().map(|blocks| blocks.map(|mean| mean * least)));
-                        self.upper.extend(largest.iter().map(|blocks| blocks.map(|mean| mean * most)));
+        self.most.clear();
+        for bounds in among.stretches {
+            let spans = bounds.largest.chunks_exact(VECTORS_OF_BLOCKS * among.lists);
+            for (s, largest) in spans.enumerate() {
+                let (least, most) = match ranking {
+                    Ranking::Mean { scale } => {
+                        let group = softmax.len();
+                        corrections(&bounds.weighed_with[s * group..(s + 1) * group], softmax, scale)
                     }
-                }
+                    Ranking::Each => (1.0, 1.0),
+                };
+                self.most.push(most);
+                let of_list = largest.iter().skip(among.list).step_by(among.lists);
+                self.lower.extend(of_list.map(|blocks| blocks.map(|worth| worth * least)));
             }
-            Ranking::Each => {
-                for g in 0..group {
-                    let vectors = stretches.iter().flat_map(|bounds| bounds.largest.chunks_exact(group));
-                    self.lower.extend(vectors.map(|largest| largest[g]));
-                }
-            }
+        }
+        if let Ranking::Mean { .. } = ranking {
+            // Weights are rounded: a hair of room. Not for scores, which are the same both times.
+            self.lower.iter_mut().flatten().for_each(|worth| *worth *= 1.0 - 1e-3);
         }
     }
 
-    /// The tokens of `middle` that are looked at again: whole blocks that can hold one of the `free` best, and what is left
-    /// of the blocks at both ends.
-    fn choose_runs(
-        &mut self,
-        middle: Range<usize>,
-        lists: usize,
-        free: usize,
-        entries: &mut [u64],
-        scratch: &mut [u32],
-    ) -> Result<()> {
-        let whole = middle.start.div_ceil(LANES)..middle.end / LANES;
-        let per_list = self.lower.len() / lists;
-        let lower = || self.lower.chunks_exact(per_list).map(|list| list.as_flattened());
-        let upper = || match self.upper.is_empty() {
-            true => self.lower.chunks_exact(per_list),
-            false => self.upper.chunks_exact(per_list),
-        };
-        let mut bars = Vec::with_capacity(lists);
-        for lower in lower() {
-            let lower = &lower[whole.clone()];
-            let kept = top_n(lower, free, entries, scratch)?;
-            let least = scratch[..kept].iter().fold(f32::INFINITY, |bar, i| bar.min(lower[*i as usize]));
-            // Weights are rounded: a hair of room. Not for scores, which are the same both times.
-            bars.push(if self.upper.is_empty() { least } else { least * (1.0 - 1e-3) });
-        }
-        self.runs.clear();
+    /// What `free` tokens of different blocks are worth at least.
+    fn bar(&self, among: &Among<'_>, free: usize, entries: &mut [u64], scratch: &mut [u32]) -> Result<f32> {
+        let middle = &among.middle;
+        let whole = middle.start.div_ceil(LANES)..(middle.end / LANES).max(middle.start.div_ceil(LANES));
+        let lower = &self.lower.as_flattened()[whole];
+        let kept = top_n(lower, free, entries, scratch)?;
+        let least = scratch[..kept].iter().fold(f32::INFINITY, |bar, i| bar.min(lower[*i as usize]));
+        Ok(if kept < free { f32::NAN } else { least })
+    }
+
+    /// Tokens that can reach the bar: all if it is NaN.
+    fn candidates(&mut self, among: &Among<'_>, bar: f32) {
         self.positions.clear();
-        let blocks = middle.start / LANES..middle.end.div_ceil(LANES);
-        for v in blocks.start / LANES..blocks.end.div_ceil(LANES) {
-            let mut passing = 0u32;
-            for (upper, bar) in upper().zip(&bars) {
-                // Not `!(bound < bar)`: but for a bar that is no number everything passes.
-                let mask = upper[v].iter().enumerate().fold(0, |m, (i, bound)| m | (u32::from(*bound >= *bar) << i));
-                passing |= if bar.is_nan() { u32::MAX } else { mask };
-            }
-            for b in (v * LANES).max(blocks.start)..((v + 1) * LANES).min(blocks.end) {
-                if passing >> (b % LANES) & 1 == 1 || !whole.contains(&b) {
-                    let tokens = (b * LANES).max(middle.start)..((b + 1) * LANES).min(middle.end);
-                    self.positions.extend(tokens.start as u32..tokens.end as u32);
-                    match self.runs.last_mut() {
-                        Some(run) if run.end == tokens.start && tokens.end - run.start <= SPAN => run.end = tokens.end,
-                        _ => self.runs.push(tokens),
-                    }
+        self.worth.clear();
+        candidates(among, bar, &self.most, &mut self.positions, &mut self.worth);
+    }
+
+    /// What the candidates are worth by the softmaxes of everything.
+    fn weigh_exactly(&mut self, sketches: &Sketches<'_>, softmax: &[Softmax], scale: f32) -> Result<()> {
+        let group = softmax.len();
+        let Self { positions, worth, codes, scales, scores, .. } = self;
+        scores.resize(VECTORS * group, [0.0; LANES]);
+        for (positions, worth) in positions.chunks(SPAN).zip(worth.chunks_mut(SPAN)) {
+            let mut first = 0;
+            for (rows, queries) in sketches {
+                let (row_bytes, scale_bytes) =
+                    (rows.precision().row_bytes(rows.chunks()), rows.precision().scale_bytes());
+                codes.clear();
+                scales.clear();
+                for position in positions {
+                    let at = *position as usize;
+                    codes.extend_from_slice(&rows.codes()[at * row_bytes..(at + 1) * row_bytes]);
+                    scales.extend_from_slice(&rows.scales()[at * scale_bytes..(at + 1) * scale_bytes]);
                 }
+                let rows = SketchRows::new(rows.precision(), rows.chunks(), positions.len(), codes, scales)?;
+                score(&rows, queries, &mut scores[first..], group);
+                first += queries.len();
             }
+            mean(scores, softmax, scale, worth);
         }
         Ok(())
     }
-
-    /// Fills `worth`.
-    fn score_again(&mut self, sketches: &Sketches<'_>, softmax: &[Softmax], ranking: Ranking, group: usize) {
-        let Self { runs, scores, worth, positions, .. } = self;
-        scores.resize(VECTORS * group, [0.0; LANES]);
-        worth.resize(ranking.lists(group) * positions.len(), 0.0);
-        score_again(sketches, softmax, ranking, runs, scores, worth, positions.len());
-    }
-}
-
-/// What scores weigh beside the largest.
-#[inline(always)]
-fn weight<S: Simd>(simd: S, scores: &[f32; LANES], softmax: &Softmax, scale: f32) -> S::F {
-    exp2(simd, simd.mul_add(simd.load(scores), simd.splat(scale), simd.splat(-softmax.largest * scale)))
 }
 
 dispatch! {
-    /// What the tokens of `runs` are worth, `[lists, count]`.
-    fn score_again(
-        sketches: &Sketches<'_>, softmax: &[Softmax], ranking: Ranking, runs: &[Range<usize>], scores: &mut [[f32; LANES]],
-        worth: &mut [f32], count: usize,
-    ) = score_again_kernel
+    /// The tokens of `among` that reach the bar, and what the first pass found them worth.
+    fn candidates(among: &Among<'_>, bar: f32, most: &[f32], positions: &mut Vec<u32>, worth: &mut Vec<f32>) = candidates_kernel
 }
 
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn score_again_kernel<S: Simd>(
+fn candidates_kernel<S: Simd>(
     simd: S,
-    sketches: &Sketches<'_>,
-    softmax: &[Softmax],
-    ranking: Ranking,
-    runs: &[Range<usize>],
-    scores: &mut [[f32; LANES]],
-    worth: &mut [f32],
-    count: usize,
+    among: &Among<'_>,
+    bar: f32,
+    most: &[f32],
+    positions: &mut Vec<u32>,
+    worth: &mut Vec<f32>,
 ) {
-    let group = scores.len() / VECTORS;
-    let mut at = 0;
-    for run in runs {
-        let mut first = 0;
-        for (rows, queries) in sketches {
-            score_kernel(simd, &rows.span(run.clone()), queries, &mut scores[first..], group, &mut Lines::default());
-            first += queries.len();
-        }
-        for (i, scores) in scores.chunks_exact(group).take(run.len().div_ceil(LANES)).enumerate() {
-            let tokens = at + i * LANES..(at + (i + 1) * LANES).min(at + run.len());
-            match ranking {
-                Ranking::Mean { scale } => {
-                    let mut sum = simd.splat(0.0);
-                    for (scores, softmax) in scores.iter().zip(softmax) {
-                        sum = simd.mul_add(weight(simd, scores, softmax, scale), simd.splat(softmax.total), sum);
-                    }
-                    let mut lanes = [0.0; LANES];
-                    simd.store(sum, &mut lanes);
-                    worth[tokens.clone()].copy_from_slice(&lanes[..tokens.len()]);
-                }
-                Ranking::Each => {
-                    for (worth, scores) in worth.chunks_exact_mut(count).zip(scores) {
-                        worth[tokens.clone()].copy_from_slice(&scores[..tokens.len()]);
-                    }
+    let Among { lists, list, middle, .. } = among;
+    let everything = if bar.is_nan() { u32::MAX } else { 0 };
+    let bar = simd.splat(bar);
+    let mut most = most.iter();
+    let mut factor = simd.splat(1.0);
+    let mut first = 0;
+    for bounds in among.stretches {
+        let blocks = bounds.worth.chunks_exact(LANES * lists);
+        for (v, (largest, blocks)) in bounds.largest.chunks_exact(*lists).zip(blocks).enumerate() {
+            if v % VECTORS_OF_BLOCKS == 0 {
+                factor = simd.splat(most.next().copied().unwrap_or(1.0));
+            }
+            let reach = simd.at_least(simd.mul(simd.load(&largest[*list]), factor), bar);
+            for block in bits((reach | everything) & 0xffff) {
+                let from = first + block * LANES;
+                let block = &blocks[block * lists + list];
+                let reach = simd.at_least(simd.mul(simd.load(block), factor), bar);
+                for lane in bits((reach | everything) & lanes_within(from, middle)) {
+                    positions.push((from + lane) as u32);
+                    worth.push(block[lane]);
                 }
             }
+            first += LANES * LANES;
         }
-        at += run.len();
+    }
+}
+
+/// The lanes of sixteen tokens from `from` on that lie in `range`.
+fn lanes_within(from: usize, range: &Range<usize>) -> u32 {
+    let below = |end: usize| (1u32 << end.saturating_sub(from).min(LANES)) - 1;
+    below(range.end) & !below(range.start)
+}
+
+/// The bits that are set, from the lowest on.
+fn bits(mut set: u32) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let bit = set.trailing_zeros() as usize;
+        set &= set.wrapping_sub(1);
+        (bit < 32).then_some(bit)
+    })
+}
+
+dispatch! {
+    /// Scores of up to [`SPAN`] rows, as [`score_kernel`] lays them out.
+    fn score(rows: &SketchRows<'_>, queries: &Queries, scores: &mut [[f32; LANES]], group: usize) = score_alone_kernel
+}
+
+#[inline(always)]
+fn score_alone_kernel<S: Simd>(
+    simd: S,
+    rows: &SketchRows<'_>,
+    queries: &Queries,
+    scores: &mut [[f32; LANES]],
+    group: usize,
+) {
+    score_kernel(simd, rows, queries, scores, group, &mut Asking::default());
+}
+
+dispatch! {
+    /// Means of softmaxes whose totals are what a weight is multiplied with.
+    fn mean(scores: &[[f32; LANES]], softmax: &[Softmax], scale: f32, worth: &mut [f32]) = mean_kernel
+}
+
+#[inline(always)]
+fn mean_kernel<S: Simd>(simd: S, scores: &[[f32; LANES]], softmax: &[Softmax], scale: f32, worth: &mut [f32]) {
+    let factor = simd.splat(scale);
+    for (scores, worth) in scores.chunks_exact(softmax.len()).zip(worth.chunks_mut(LANES)) {
+        let mut sum = simd.splat(0.0);
+        for (scores, softmax) in scores.iter().zip(softmax) {
+            let weight = exp2(simd, simd.mul_add(simd.load(scores), factor, simd.splat(-softmax.largest * scale)));
+            sum = simd.mul_add(weight, simd.splat(softmax.total), sum);
+        }
+        let mut lanes = [0.0; LANES];
+        simd.store(sum, &mut lanes);
+        worth.copy_from_slice(&lanes[..worth.len()]);
     }
 }
