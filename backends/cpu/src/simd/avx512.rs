@@ -100,6 +100,19 @@ macro_rules! avx512 {
                 unsafe { _mm512_scalef_ps(x, n) }
             }
             #[inline(always)]
+            fn exp2_fast(self, x: __m512) -> __m512 {
+                // Minimax polynomial of 2^x on 0 ..= 1; the scale is 2 to the floor of x.
+                const EXP2: [f32; 5] = [1.353_416_8e-2, 5.201_146e-2, 2.414_427_6e-1, 6.930_038_3e-1, 1.000_002_6];
+                unsafe {
+                    let fraction = _mm512_reduce_ps::<0b1001>(x);
+                    let mut p = _mm512_set1_ps(EXP2[0]);
+                    for c in &EXP2[1..] {
+                        p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(*c));
+                    }
+                    _mm512_scalef_ps(p, x)
+                }
+            }
+            #[inline(always)]
             fn sum4(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
                 unsafe {
                     // Pairs of lanes, then pairs of those: every 128 bits hold a part of all four sums.

@@ -69,6 +69,11 @@ pub(crate) trait Simd: Copy {
     fn times_power_of_two(self, x: Self::F, _n: Self::F, biased: Self::F) -> Self::F {
         self.mul(x, self.power_of_two(biased))
     }
+    /// `2^x` to within 4 millionths, for x up to 126: 0, or at most 2^-126, below -126; anything for NaN.
+    #[inline(always)]
+    fn exp2_fast(self, x: Self::F) -> Self::F {
+        crate::exp::exp2(self, x)
+    }
     /// The sums of the lanes of four vectors.
     fn sum4(self, x: [Self::F; 4]) -> [f32; 4];
     /// Lane k: the largest lane of vector k. No lane is NaN.

@@ -17,6 +17,9 @@ pub(crate) struct Asking {
     next: usize,
     /// Lines of them.
     left: usize,
+    /// Where their scales begin, and the lines of these.
+    next_scales: usize,
+    left_scales: usize,
     /// A quarter of the lines of sixteen rows.
     quarter: usize,
     /// Whether scoring asks for all of them.
@@ -31,6 +34,8 @@ impl Asking {
         Self {
             next: codes.as_ptr().addr(),
             left: codes.len() / LINE,
+            next_scales: rows.scales().as_ptr().addr(),
+            left_scales: rows.scales().len().div_ceil(LINE),
             quarter: rows.precision().row_bytes(rows.chunks()) / 16,
             at_once,
             weights,
@@ -44,6 +49,11 @@ impl Asking {
             self.ask(simd, 4 * quarter)
         } else {
             self.ask(simd, 3 * quarter)
+        }
+        if self.left_scales > 0 {
+            simd.prefetch(std::ptr::without_provenance::<u8>(self.next_scales));
+            self.next_scales += LINE;
+            self.left_scales -= 1;
         }
         self.weights.ask(simd);
     }

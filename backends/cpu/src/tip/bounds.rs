@@ -29,8 +29,9 @@ pub(super) struct Bounds {
     pub(super) weighed_with: Vec<Softmax>,
     /// For a mean: the softmaxes of the whole stretch, `[G]`.
     pub(super) softmax: Vec<Softmax>,
-    /// For a mean: the scores of a span.
+    /// For a mean: the scores of a span, and the sum of each query's weights.
     scores: Vec<[f32; LANES]>,
+    totals: Vec<f32>,
 }
 
 /// A softmax over scores of which the largest and the sum are known: `Σ 2^((score - largest) * scale)`.
@@ -77,6 +78,7 @@ impl Bounds {
         self.largest.resize(spans * VECTORS_OF_BLOCKS * ranking.lists(group), [0.0; LANES]);
         self.worth.resize(spans * VECTORS * ranking.lists(group), [0.0; LANES]);
         self.scores.resize(VECTORS * group, [0.0; LANES]);
+        self.totals.resize(group, 0.0);
         find(sketches, range, ranking, self, ahead);
     }
 }
@@ -94,7 +96,7 @@ fn find_kernel<S: Simd>(
     bounds: &mut Bounds,
     ahead: &Ahead,
 ) {
-    let Bounds { largest, worth, weighed_with, softmax, scores } = bounds;
+    let Bounds { largest, worth, weighed_with, softmax, scores, totals } = bounds;
     let group = softmax.len();
     let lists = ranking.lists(group);
     let spans = largest.chunks_exact_mut(VECTORS_OF_BLOCKS * lists).zip(worth.chunks_exact_mut(VECTORS * lists));
@@ -131,7 +133,7 @@ fn find_kernel<S: Simd>(
                 clear_behind(scores, span.len(), group);
                 let before = weighed_with.len();
                 weighed_with.extend_from_slice(softmax);
-                weigh(simd, scores, group, scale, &mut weighed_with[before..], softmax, worth, &mut asking);
+                weigh(simd, scores, scale, &mut weighed_with[before..], softmax, totals, worth, &mut asking);
                 for (means, largest) in worth.chunks_exact(LANES).zip(largest) {
                     simd.store(simd.largest_of_each(column(simd, means, 0, 1)), largest);
                 }
@@ -151,7 +153,8 @@ fn column<S: Simd>(simd: S, blocks: &[[f32; LANES]], g: usize, group: usize) -> 
     column
 }
 
-/// `means` become what the softmaxes `with` make of a span's scores; then the span is added to `softmax`.
+/// `means` become what the softmaxes `with` make of a span's scores; then the span is added to `softmax`. `totals` is memory
+/// for a number per query.
 ///
 /// One pass over the scores, with what was known before them. Where that is nothing, they are looked at first.
 #[inline(always)]
@@ -159,71 +162,57 @@ fn column<S: Simd>(simd: S, blocks: &[[f32; LANES]], g: usize, group: usize) -> 
 fn weigh<S: Simd>(
     simd: S,
     scores: &[[f32; LANES]],
-    group: usize,
     scale: f32,
     with: &mut [Softmax],
     softmax: &mut [Softmax],
+    totals: &mut [f32],
     means: &mut [[f32; LANES]],
     asking: &mut Asking,
 ) {
-    let mut g = 0;
-    while g < group {
-        // Tiles of 4, 2 or 1 queries.
-        let tile = match group - g {
-            4.. if S::WIDE => 4,
-            2.. => 2,
-            _ => 1,
-        };
-        for q in g..g + tile {
-            if with[q].total == 0.0 {
-                with[q] = estimate(simd, scores, q, group, scale);
+    let group = with.len();
+    for g in 0..group {
+        if with[g].total == 0.0 {
+            with[g] = estimate(simd, scores, g, group, scale);
+        }
+    }
+    weigh_all::<S, false>(simd, scores, scale, with, totals, means, asking);
+    if !totals.iter().all(|total| *total < LARGEST_TOTAL) {
+        // So far above everything before that weights are no number, or no number to begin with: again, beside the largest.
+        for g in 0..group {
+            let largest = largest(simd, scores, g, group);
+            if largest > with[g].largest {
+                with[g].raise(largest, scale);
+                // Any sum will do that is one: what it is off by is known at the end.
+                with[g].total = with[g].total.max(LEAST_TOTAL);
             }
         }
-        let (with, softmax) = (&mut with[g..g + tile], &mut softmax[g..g + tile]);
-        loop {
-            let mut seen = [Softmax::NOTHING; 4];
-            match tile {
-                4 => weigh_tile::<S, 4>(simd, scores, g, group, scale, with, &mut seen, means, asking),
-                2 => weigh_tile::<S, 2>(simd, scores, g, group, scale, with, &mut seen, means, asking),
-                _ => weigh_tile::<S, 1>(simd, scores, g, group, scale, with, &mut seen, means, asking),
-            }
-            // So far above everything before that weights are no number: again, beside the new largest.
-            let mut again = false;
-            for (with, seen) in with.iter_mut().zip(&seen) {
-                if (seen.largest - with.largest) * scale > LARGEST_RISE {
-                    with.raise(seen.largest, scale);
-                    // Any sum will do that is one: what it is off by is known at the end.
-                    with.total = with.total.max(LEAST_TOTAL);
-                    again = true;
-                }
-            }
-            if !again {
-                for q in 0..tile {
-                    let span = Softmax { largest: with[q].largest, total: seen[q].total };
-                    softmax[q] = softmax[q].merge(span, scale);
-                    softmax[q].raise(seen[q].largest, scale);
-                }
-                break;
-            }
-        }
-        g += tile;
+        weigh_all::<S, true>(simd, scores, scale, with, totals, means, asking);
+    }
+    for ((softmax, with), total) in softmax.iter_mut().zip(with).zip(totals) {
+        *softmax = softmax.merge(Softmax { largest: with.largest, total: *total }, scale);
     }
 }
 
-/// Weights up to two to this power are summed without a thought.
-const LARGEST_RISE: f32 = 64.0;
+/// Sums of weights up to this, far from what f32 holds, are taken as they are.
+const LARGEST_TOTAL: f32 = 1.8e19;
 
 /// What is left of a sum beside scores far above its own.
 const LEAST_TOTAL: f32 = 1e-20;
 
-/// The softmax of query `g` over a span alone.
+/// The largest score of query `g`.
 #[inline(always)]
-fn estimate<S: Simd>(simd: S, scores: &[[f32; LANES]], g: usize, group: usize, scale: f32) -> Softmax {
+fn largest<S: Simd>(simd: S, scores: &[[f32; LANES]], g: usize, group: usize) -> f32 {
     let mut largest = simd.splat(f32::NEG_INFINITY);
     for block in scores.chunks_exact(group) {
         largest = simd.max(simd.load(&block[g]), largest); // a NaN loses against any number
     }
-    let largest = simd.largest(largest);
+    simd.largest(largest)
+}
+
+/// The softmax of query `g` over a span alone.
+#[inline(always)]
+fn estimate<S: Simd>(simd: S, scores: &[[f32; LANES]], g: usize, group: usize, scale: f32) -> Softmax {
+    let largest = largest(simd, scores, g, group);
     if largest == f32::NEG_INFINITY {
         return Softmax::NOTHING;
     }
@@ -235,20 +224,44 @@ fn estimate<S: Simd>(simd: S, scores: &[[f32; LANES]], g: usize, group: usize, s
     Softmax { largest, total: simd.sum(total) }
 }
 
-/// [`weigh`] for `Q` queries from `first` on. `seen` becomes their largest scores, and their sums beside `with`.
+/// The means of all queries, and the sums of their weights. Where one of these is no number, neither are the means, unless
+/// `CAREFUL`.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn weigh_tile<S: Simd, const Q: usize>(
+fn weigh_all<S: Simd, const CAREFUL: bool>(
     simd: S,
     scores: &[[f32; LANES]],
-    first: usize,
-    group: usize,
     scale: f32,
     with: &[Softmax],
-    seen: &mut [Softmax],
+    totals: &mut [f32],
     means: &mut [[f32; LANES]],
     asking: &mut Asking,
 ) {
+    let mut g = 0;
+    while g < with.len() {
+        // Tiles of 4, 2 or 1 queries.
+        g += match with.len() - g {
+            4.. if S::WIDE => weigh_tile::<S, 4, CAREFUL>(simd, scores, g, scale, with, totals, means, asking),
+            2.. => weigh_tile::<S, 2, CAREFUL>(simd, scores, g, scale, with, totals, means, asking),
+            _ => weigh_tile::<S, 1, CAREFUL>(simd, scores, g, scale, with, totals, means, asking),
+        };
+    }
+}
+
+/// [`weigh_all`] of `Q` queries from `first` on.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn weigh_tile<S: Simd, const Q: usize, const CAREFUL: bool>(
+    simd: S,
+    scores: &[[f32; LANES]],
+    first: usize,
+    scale: f32,
+    with: &[Softmax],
+    totals: &mut [f32],
+    means: &mut [[f32; LANES]],
+    asking: &mut Asking,
+) -> usize {
+    let group = with.len();
+    let (with, totals) = (&with[first..first + Q], &mut totals[first..first + Q]);
     let zero = simd.splat(0.0);
     let factor = simd.splat(scale);
     let (mut shift, mut share) = ([zero; Q], [zero; Q]);
@@ -258,16 +271,15 @@ fn weigh_tile<S: Simd, const Q: usize>(
         shift[q] = simd.splat(if known { -with[q].largest * scale } else { 0.0 });
         share[q] = simd.splat(with[q].share());
     }
-    let (mut largest, mut total) = ([simd.splat(f32::NEG_INFINITY); Q], [zero; Q]);
+    let mut total = [zero; Q];
     for (scores, mean) in scores.chunks_exact(group).zip(means) {
         asking.beside_weights(simd);
         let scores = &scores[first..first + Q];
         let mut sum = if first == 0 { zero } else { simd.load(mean) };
         for q in 0..Q {
-            let score = simd.load(&scores[q]);
-            largest[q] = simd.max(score, largest[q]);
             // 2^(score * scale - largest * scale), in one rounding.
-            let weight = exp2(simd, simd.mul_add(score, factor, shift[q]));
+            let exponent = simd.mul_add(simd.load(&scores[q]), factor, shift[q]);
+            let weight = if CAREFUL { exp2(simd, exponent) } else { simd.exp2_fast(exponent) };
             total[q] = simd.add(total[q], weight);
             sum = simd.mul_add(weight, share[q], sum);
         }
@@ -275,8 +287,10 @@ fn weigh_tile<S: Simd, const Q: usize>(
     }
     for q in 0..Q {
         let known = with[q].total > 0.0;
-        seen[q] = Softmax { largest: simd.largest(largest[q]), total: if known { simd.sum(total[q]) } else { 0.0 } };
+        let total = simd.sum(total[q]);
+        totals[q] = if known || !total.is_finite() { total } else { 0.0 };
     }
+    Q
 }
 
 /// Lanes and vectors past the last of `rows` hold what they held before: they must not count.
