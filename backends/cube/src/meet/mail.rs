@@ -68,7 +68,9 @@ fn wipe(mail: &mut [Atomic<u32>], from: usize, count: usize, #[comptime] units: 
     }
 }
 
-/// A word that another cube leaves. 0 if it never comes.
+/// A word that another cube leaves. 0 if it never comes. Units of a plane leave the loop one by one, and a plane's exchange counts
+/// those that are there: the whole cube has to wait (`sync_cube`) before planes exchange what they took; a wait of the plane was
+/// not enough on CUDA.
 #[cube]
 pub(crate) fn take(mail: &mut [Atomic<u32>], at: usize, lost: &Shared<[Atomic<u32>]>) -> u32 {
     let mut word = 0u32.runtime();

@@ -47,7 +47,7 @@ impl Assigned {
     pub fn missing(&self, gpu: &Gpu) -> Result<Vec<Vec<[u32; 2]>>> {
         let failed = crate::Error::Device("failed to return what it found");
         let read = gpu.client.read(vec![self.missing.clone(), self.counts.clone()]).map_err(|_| failed)?;
-        let [pairs, counts] = [0, 1].map(|i| bytemuck::pod_collect_to_vec::<u8, u32>(&read[i]));
+        let [pairs, counts] = [0, 1].map(|i| words(&read[i]));
         let per_head = pairs.len() / 2 / (counts.len() / 3);
         let heads = pairs.chunks_exact(2 * per_head).zip(counts.chunks_exact(3));
         let of_head = |(pairs, counts): (&[u32], &[u32])| {
@@ -105,7 +105,7 @@ impl Book {
     pub fn totals(&self, gpu: &Gpu) -> Result<[u64; 2]> {
         let failed = crate::Error::Device("failed to return what it counted");
         let bytes = gpu.client.read_one(self.counts.clone()).map_err(|_| failed)?;
-        let counts: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
+        let counts = words(&bytes);
         let sum = |at: usize| counts[..3 * self.heads].iter().skip(at).step_by(3).map(|n| u64::from(*n)).sum();
         Ok([sum(2), sum(1)])
     }
@@ -143,6 +143,11 @@ impl Book {
         }
         Ok(Assigned { slots, missing, counts: self.counts.clone() })
     }
+}
+
+/// Words that the device returned.
+fn words(bytes: &[u8]) -> Vec<u32> {
+    bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect()
 }
 
 #[cube(launch_unchecked)]
