@@ -1,6 +1,5 @@
 //! A sparse decode step of one layer: importance, selection, attention over the chosen rows.
 
-use crate::ahead::Ahead;
 use crate::attention::{Which, dense_from, scaled};
 use crate::layer::{LayerCache, LayerSketch};
 use crate::partial::Partial;
@@ -90,7 +89,7 @@ pub(crate) fn fasa_from<C: Source>(
         let everything: Vec<u32> = (0..len as u32).collect();
         return Ok(Selected::of_equal_lists(everything, len));
     }
-    let step = Step { layer, plan, sketch, len, group, dim, budget, ahead: Ahead::take() };
+    let step = Step { layer, plan, sketch, len, group, dim, budget };
     let sketches = kv_heads * step.sketches();
     if sketch.heads() != sketches {
         return Err(Error::Length { what: "sketch.heads", want: sketches, got: sketch.heads() }.into());
@@ -140,8 +139,6 @@ struct Step<'a> {
     group: usize,
     dim: usize,
     budget: usize,
-    /// What is read after the step.
-    ahead: Ahead,
 }
 
 impl Step<'_> {
@@ -175,7 +172,7 @@ impl Step<'_> {
         let per_piece = self.len.div_ceil(pieces).next_multiple_of(STRETCH);
         let (from, to) = ((piece * per_piece).min(self.len), ((piece + 1) * per_piece).min(self.len));
         let prepared = Scratch::with(|scratch| self.prepare_all(kv_head, queries, &mut scratch.folded))?;
-        Ok(shortlist::look(&prepared, from..to, self.ranking(), &self.ahead))
+        Ok(shortlist::look(&prepared, from..to, self.ranking()))
     }
 
     /// The tokens of one KV head: `positions` is `[sets, budget]`.
@@ -194,19 +191,19 @@ impl Step<'_> {
         let ranking = self.ranking();
         if shortlist::pays(len, budget) {
             let choice = Choice { seen: len, ranking, guarantees };
-            return shortlist::pick(&prepared, choice, stretches, shortlist, entries, positions, &self.ahead);
+            return shortlist::pick(&prepared, choice, stretches, shortlist, entries, positions);
         }
         match ranking {
             Ranking::Mean { .. } => {
                 scores.resize(len, 0.0);
-                tip::group_mean(&prepared, 1.0 / (dim as f32).sqrt(), mean, scores, &self.ahead);
+                tip::group_mean(&prepared, 1.0 / (dim as f32).sqrt(), mean, scores);
             }
             Ranking::Each => {
                 scores.resize(self.group * len, 0.0);
                 let mut scores = &mut scores[..];
                 for (rows, queries) in &prepared {
                     let (now, later) = std::mem::take(&mut scores).split_at_mut(queries.len() * len);
-                    tip::score(rows, queries, blocks, now, &self.ahead);
+                    tip::score(rows, queries, blocks, now);
                     scores = later;
                 }
             }

@@ -17,14 +17,6 @@ pub enum Numbers<'a> {
 }
 
 impl Numbers<'_> {
-    /// Where they lie.
-    pub(crate) fn address(&self) -> usize {
-        match self {
-            Numbers::F32(numbers) => numbers.as_ptr().addr(),
-            Numbers::F16(numbers) => numbers.as_ptr().addr(),
-        }
-    }
-
     pub(crate) fn len(&self) -> usize {
         match self {
             Numbers::F32(numbers) => numbers.len(),

@@ -11,7 +11,6 @@
 // Kernels are loops over tiles of registers: several arrays share an index.
 #![allow(clippy::needless_range_loop)]
 
-pub mod ahead;
 pub mod attention;
 mod exp;
 pub mod fasa;
@@ -31,7 +30,6 @@ pub mod team;
 pub mod tier;
 mod tip;
 
-pub use ahead::announce;
 pub use attention::dense_decode;
 pub use fasa::fasa_decode;
 pub use huge::HugePages;

@@ -6,7 +6,7 @@ use crate::cache::KvCache;
 use crate::config::QkNorm;
 use crate::error::Result;
 use crate::method::Method;
-use crate::ops::{self, AttentionOptions, FasaStep, PolicyStep, Status};
+use crate::ops::{AttentionOptions, FasaStep, PolicyStep, Status};
 use crate::rope::Angles;
 use burn::tensor::Tensor;
 
@@ -155,9 +155,6 @@ impl Layer {
                     recorder: watch.recorder.clone(),
                     status: Status::default(),
                 };
-                for weight in [&self.output.linear, &self.mlp.gate_up.linear, &self.mlp.down.linear] {
-                    ops::announce(&weight.weight);
-                }
                 cache.fasa_decode(queries, step)
             }
             Method::Policy { policy, .. } if !dense => {

@@ -85,11 +85,6 @@ pub(crate) fn write_sketch(keys: Tensor<3>, sketch: SketchTensors, step: SketchS
     (sketch, status.into_result())
 }
 
-/// See [`FasaOps::announce`].
-pub(crate) fn announce(weight: &Tensor<2>) {
-    drop(Dispatch::announce(weight.clone().into_dispatch()));
-}
-
 /// See [`FasaOps::fasa_decode`].
 pub(crate) fn fasa_decode(
     q: Tensor<3>,

@@ -182,12 +182,6 @@ impl FasaOps for Flex {
         (codes, scales)
     }
 
-    fn announce(weight: FlexTensor) -> FlexTensor {
-        let weight = contiguous(weight);
-        fasa_cpu::announce(numbers(&weight));
-        weight
-    }
-
     fn fasa_decode(
         q: FlexTensor,
         k: FlexTensor,

@@ -121,12 +121,6 @@ pub trait FasaOps: Backend {
         step: FasaStep,
     ) -> FloatTensor<Self>;
 
-    /// Says that the next step of [`fasa_decode`](Self::fasa_decode) is followed by reading `weight`, so that a processor may
-    /// ask for it while it computes. Returns `weight`.
-    fn announce(weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        weight
-    }
-
     /// Writes `numbers` over the start of a tensor of 32-bit numbers, whoever else holds it: what a recorded step reads. Only where
     /// steps are recorded.
     fn overwrite(x: FloatTensor<Self>, _numbers: Vec<u32>) -> FloatTensor<Self> {

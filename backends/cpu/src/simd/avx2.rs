@@ -199,11 +199,6 @@ impl Simd for Avx2 {
         // A prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
-    #[inline(always)]
-    fn prefetch_far<T>(self, at: *const T) {
-        // A prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
-    }
 }
 
 /// The largest lane of each of eight vectors.

@@ -212,11 +212,6 @@ macro_rules! avx512 {
                 // A prefetch never faults.
                 unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
             }
-            #[inline(always)]
-            fn prefetch_far<T>(self, at: *const T) {
-                // A prefetch never faults.
-                unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
-            }
         }
     };
 }

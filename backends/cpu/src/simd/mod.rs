@@ -100,8 +100,6 @@ pub(crate) trait Simd: Copy {
 
     /// Asks for the cache line at `at`. Any address is fine.
     fn prefetch<T>(self, at: *const T);
-    /// The same, as far as the second cache: for what is not read soon.
-    fn prefetch_far<T>(self, at: *const T);
 
     /// The largest lane.
     #[inline(always)]

@@ -195,11 +195,6 @@ macro_rules! neon {
                 // A prefetch never faults.
                 unsafe { asm!("prfm pldl1keep, [{}]", in(reg) at, options(nostack, readonly, preserves_flags)) }
             }
-            #[inline(always)]
-            fn prefetch_far<T>(self, at: *const T) {
-                // A prefetch never faults.
-                unsafe { asm!("prfm pldl2keep, [{}]", in(reg) at, options(nostack, readonly, preserves_flags)) }
-            }
         }
     };
 }

@@ -142,6 +142,4 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn prefetch<T>(self, _at: *const T) {}
-    #[inline(always)]
-    fn prefetch_far<T>(self, _at: *const T) {}
 }

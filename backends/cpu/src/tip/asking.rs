@@ -3,14 +3,13 @@
 //! Scoring reads memory, weighing what was scored reads none. Asked for evenly through both, the rows of the next span come at the
 //! pace at which they are used, and the memory never rests.
 
-use crate::ahead::Lines;
 use crate::simd::Simd;
 use fasa_core::sketch::SketchRows;
 
 /// Bytes that are asked for at a time.
 const LINE: usize = 64;
 
-/// The rows of the next span, and a portion of what was [announced](crate::announce).
+/// The rows of the next span.
 #[derive(Debug, Default)]
 pub(crate) struct Asking {
     /// Where the rows that nobody has asked for begin. An address: nothing is read through it.
@@ -24,12 +23,11 @@ pub(crate) struct Asking {
     quarter: usize,
     /// Whether scoring asks for all of them.
     at_once: bool,
-    weights: Lines,
 }
 
 impl Asking {
     /// For `rows`, as many as are scored meanwhile. If nothing is weighed before they are scored, `at_once`.
-    pub(super) fn new(rows: &SketchRows<'_>, at_once: bool, weights: Lines) -> Self {
+    pub(super) fn new(rows: &SketchRows<'_>, at_once: bool) -> Self {
         let codes = rows.codes();
         Self {
             next: codes.as_ptr().addr(),
@@ -38,7 +36,6 @@ impl Asking {
             left_scales: rows.scales().len().div_ceil(LINE),
             quarter: rows.precision().row_bytes(rows.chunks()) / 16,
             at_once,
-            weights,
         }
     }
 
@@ -55,7 +52,6 @@ impl Asking {
             self.next_scales += LINE;
             self.left_scales -= 1;
         }
-        self.weights.ask(simd);
     }
 
     /// Beside the weights of sixteen rows.

@@ -8,7 +8,6 @@
 //! A mean is four bytes per token where weights, written and read again, would be four per token and query.
 
 use super::{Asking, Ranking, SPAN, Sketches, VECTORS, score_kernel};
-use crate::ahead::Ahead;
 use crate::exp::exp2;
 use crate::isa::dispatch;
 use crate::simd::{LANES, Simd};
@@ -69,7 +68,7 @@ impl Softmax {
 
 impl Bounds {
     /// Looks at the tokens of `range`, which starts at a whole span.
-    pub(super) fn find(&mut self, sketches: &Sketches<'_>, range: Range<usize>, ranking: Ranking, ahead: &Ahead) {
+    pub(super) fn find(&mut self, sketches: &Sketches<'_>, range: Range<usize>, ranking: Ranking) {
         let group: usize = sketches.iter().map(|(_, queries)| queries.len()).sum();
         let spans = range.len().div_ceil(SPAN);
         self.weighed_with.clear();
@@ -79,23 +78,16 @@ impl Bounds {
         self.worth.resize(spans * VECTORS * ranking.lists(group), [0.0; LANES]);
         self.scores.resize(VECTORS * group, [0.0; LANES]);
         self.totals.resize(group, 0.0);
-        find(sketches, range, ranking, self, ahead);
+        find(sketches, range, ranking, self);
     }
 }
 
 dispatch! {
-    fn find(sketches: &Sketches<'_>, range: Range<usize>, ranking: Ranking, bounds: &mut Bounds, ahead: &Ahead) = find_kernel
+    fn find(sketches: &Sketches<'_>, range: Range<usize>, ranking: Ranking, bounds: &mut Bounds) = find_kernel
 }
 
 #[inline(always)]
-fn find_kernel<S: Simd>(
-    simd: S,
-    sketches: &Sketches<'_>,
-    range: Range<usize>,
-    ranking: Ranking,
-    bounds: &mut Bounds,
-    ahead: &Ahead,
-) {
+fn find_kernel<S: Simd>(simd: S, sketches: &Sketches<'_>, range: Range<usize>, ranking: Ranking, bounds: &mut Bounds) {
     let Bounds { largest, worth, weighed_with, softmax, scores, totals } = bounds;
     let group = softmax.len();
     let lists = ranking.lists(group);
@@ -112,7 +104,7 @@ fn find_kernel<S: Simd>(
                 Some((next, _)) => (next.span(span.clone()), true),
                 None => (sketches[0].0.span(behind.clone()), ranking == Ranking::Each),
             };
-            asking = Asking::new(&next, at_once, ahead.portion());
+            asking = Asking::new(&next, at_once);
             let scores = match ranking {
                 Ranking::Mean { .. } => &mut scores[first..],
                 Ranking::Each => &mut worth[first..],

@@ -4,7 +4,6 @@
 //! relative to the span's own largest; the second pass only multiplies each span by what that is worth.
 
 use super::{Asking, Queries, SPAN, Sketches, VECTORS, score_kernel};
-use crate::ahead::Ahead;
 use crate::exp::exp2;
 use crate::isa::dispatch;
 use crate::simd::{LANES, Simd};
@@ -26,13 +25,7 @@ struct Span {
 }
 
 /// Mean over the group of `softmax(TIP scores * scale)`, `[n]`.
-pub(crate) fn group_mean(
-    sketches: &Sketches<'_>,
-    scale: f32,
-    memory: &mut Mean,
-    importance: &mut [f32],
-    ahead: &Ahead,
-) {
+pub(crate) fn group_mean(sketches: &Sketches<'_>, scale: f32, memory: &mut Mean, importance: &mut [f32]) {
     // Weights are powers of two.
     let scale = scale * std::f32::consts::LOG2_E;
     let n = importance.len();
@@ -41,7 +34,7 @@ pub(crate) fn group_mean(
     memory.spans.resize(n.div_ceil(SPAN) * group, Span::default());
     let mut first = 0;
     for (rows, queries) in sketches {
-        weigh(rows, queries, scale, first, group, memory, ahead);
+        weigh(rows, queries, scale, first, group, memory);
         first += queries.len();
     }
     for g in 0..group {
@@ -58,7 +51,7 @@ pub(crate) fn group_mean(
 }
 
 dispatch! {
-    fn weigh(rows: &SketchRows<'_>, queries: &Queries, scale: f32, first: usize, group: usize, memory: &mut Mean, ahead: &Ahead)
+    fn weigh(rows: &SketchRows<'_>, queries: &Queries, scale: f32, first: usize, group: usize, memory: &mut Mean)
         = weigh_kernel
 }
 
@@ -72,7 +65,6 @@ fn weigh_kernel<S: Simd>(
     first: usize,
     group: usize,
     memory: &mut Mean,
-    ahead: &Ahead,
 ) {
     let n = rows.len();
     let Mean { weights, spans } = memory;
@@ -80,7 +72,7 @@ fn weigh_kernel<S: Simd>(
     for ((i, weights), spans) in weights.chunks_mut(VECTORS * group).enumerate().zip(spans) {
         let (from, to) = (i * SPAN, ((i + 1) * SPAN).min(n));
         // The other sketches' queries have their places in each block before and after.
-        let mut asking = Asking::new(&rows.span(to..(to + SPAN).min(n)), false, ahead.portion());
+        let mut asking = Asking::new(&rows.span(to..(to + SPAN).min(n)), false);
         score_kernel(simd, &rows.span(from..to), queries, &mut weights[first..], group, &mut asking);
         let rest = (to - from) % LANES;
         for g in first..first + queries.len() {

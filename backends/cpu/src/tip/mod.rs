@@ -14,7 +14,6 @@ pub(crate) use integer::IntegerQueries;
 pub(crate) use mean::{Mean, group_mean};
 pub(crate) use shortlist::{Ranking, Shortlist};
 
-use crate::ahead::Ahead;
 use crate::isa::dispatch;
 use crate::simd::{LANES, Padded, Simd, dots};
 use fasa_core::sketch::{Precision, SketchRows};
@@ -61,7 +60,7 @@ const VECTORS: usize = SPAN / LANES;
 
 dispatch! {
     /// TIP scores of all rows, `[G, n]`.
-    pub(crate) fn score(rows: &SketchRows<'_>, queries: &Queries, memory: &mut Vec<[f32; LANES]>, scores: &mut [f32], ahead: &Ahead)
+    pub(crate) fn score(rows: &SketchRows<'_>, queries: &Queries, memory: &mut Vec<[f32; LANES]>, scores: &mut [f32])
         = rows_kernel
 }
 
@@ -72,14 +71,13 @@ fn rows_kernel<S: Simd>(
     queries: &Queries,
     memory: &mut Vec<[f32; LANES]>,
     scores: &mut [f32],
-    ahead: &Ahead,
 ) {
     let (n, group) = (rows.len(), queries.len());
     memory.resize(group * VECTORS, [0.0; LANES]);
     for from in (0..n).step_by(SPAN) {
         let to = (from + SPAN).min(n);
         let next = rows.span(to..(to + SPAN).min(n));
-        let mut asking = Asking::new(&next, true, ahead.portion());
+        let mut asking = Asking::new(&next, true);
         score_kernel(simd, &rows.span(from..to), queries, memory, group, &mut asking);
         for g in 0..group {
             let out = &mut scores[g * n + from..g * n + to];

@@ -7,7 +7,6 @@
 
 use super::bounds::{Bounds, Softmax, VECTORS_OF_BLOCKS};
 use super::{Asking, Queries, SPAN, Sketches, VECTORS, score_kernel};
-use crate::ahead::Ahead;
 use crate::exp::exp2;
 use crate::isa::dispatch;
 use crate::simd::{LANES, Simd};
@@ -75,9 +74,9 @@ pub(crate) fn pays(seen: usize, budget: usize) -> bool {
 pub(crate) const STRETCH: usize = SPAN;
 
 /// The first pass over the tokens of `range`, which starts at a multiple of [`STRETCH`].
-pub(crate) fn look(sketches: &Sketches<'_>, range: Range<usize>, ranking: Ranking, ahead: &Ahead) -> Stretch {
+pub(crate) fn look(sketches: &Sketches<'_>, range: Range<usize>, ranking: Ranking) -> Stretch {
     let mut bounds = Bounds::default();
-    bounds.find(sketches, range, ranking, ahead);
+    bounds.find(sketches, range, ranking);
     Stretch(bounds)
 }
 
@@ -99,7 +98,6 @@ pub(crate) fn pick(
     memory: &mut Shortlist,
     entries: &mut [u64],
     out: &mut [u32],
-    ahead: &Ahead,
 ) -> Result<()> {
     let group: usize = sketches.iter().map(|(_, queries)| queries.len()).sum();
     let lists = ranking.lists(group);
@@ -109,7 +107,7 @@ pub(crate) fn pick(
     let mut own = std::mem::take(&mut memory.bounds);
     let stretches: Vec<&Bounds> = match stretches {
         [] => {
-            own.find(sketches, 0..seen, ranking, ahead);
+            own.find(sketches, 0..seen, ranking);
             vec![&own]
         }
         stretches => stretches.iter().map(|stretch| &stretch.0).collect(),
