@@ -280,6 +280,21 @@ fn scores_that_are_no_numbers_are_chosen_last() {
 }
 
 #[test]
+fn scores_may_rise_beyond_what_weights_hold() {
+    for (group, seed) in [(1, 1), (4, 2), (6, 3), (8, 4)] {
+        let mut layer = Layer::random(1, group, 32, 4000, Scope::KvHead, seed);
+        // Later spans score far above what the first ones are weighed with.
+        for (t, key) in layer.keys.chunks_exact_mut(32).enumerate() {
+            key.iter_mut().for_each(|x| *x *= (1 + t / 512 * 4) as f32);
+        }
+        for precision in [Precision::F32, Precision::Int8] {
+            let config = FasaConfig { precision, dense_layers: 0, ..FasaConfig::DEFAULT };
+            assert_as_in_the_core(&layer, config, 24).expect("as in the core");
+        }
+    }
+}
+
+#[test]
 fn long_contexts_are_split_over_threads() {
     let layer = Layer::random(1, 2, 8, 9000, Scope::KvHead, 5);
     let mut out = vec![0.0; 16];
