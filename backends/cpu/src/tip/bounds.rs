@@ -33,7 +33,8 @@ pub(super) struct Bounds {
     totals: Vec<f32>,
 }
 
-/// A softmax over scores of which the largest and the sum are known: `Σ 2^((score - largest) * scale)`.
+/// A softmax over scores: `total` is `Σ 2^((score - largest) * scale)`. `largest` is the largest score of the first span, or of a
+/// later one that lay too far above it for sums of weights; other scores may exceed it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Softmax {
     pub(super) largest: f32,
