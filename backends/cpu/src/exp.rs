@@ -67,17 +67,18 @@ mod tests {
     const CAP: f32 = 50.0;
 
     #[inline(always)]
-    fn kernel<S: Simd>(simd: S, x: &[f32; LANES], out: &mut [[f32; LANES]; 3]) {
+    fn kernel<S: Simd>(simd: S, x: &[f32; LANES], out: &mut [[f32; LANES]; 4]) {
         simd.store(exp(simd, simd.load(x)), &mut out[0]);
         simd.store(exp2(simd, simd.load(x)), &mut out[1]);
         simd.store(softcap(simd, simd.load(x), CAP), &mut out[2]);
+        simd.store(simd.exp2_fast(simd.load(x)), &mut out[3]);
     }
 
-    fn all(isa: Isa, x: [f32; LANES]) -> [[f32; LANES]; 3] {
-        fn run(isa: Isa, x: &[f32; LANES], out: &mut [[f32; LANES]; 3]) {
-            dispatch!(@for isa, [] (x: &[f32; LANES], out: &mut [[f32; LANES]; 3]) [] kernel)
+    fn all(isa: Isa, x: [f32; LANES]) -> [[f32; LANES]; 4] {
+        fn run(isa: Isa, x: &[f32; LANES], out: &mut [[f32; LANES]; 4]) {
+            dispatch!(@for isa, [] (x: &[f32; LANES], out: &mut [[f32; LANES]; 4]) [] kernel)
         }
-        let mut out = [[f32::NAN; LANES]; 3];
+        let mut out = [[f32::NAN; LANES]; 4];
         run(isa, &x, &mut out);
         out
     }
@@ -99,6 +100,23 @@ mod tests {
             }
             for (x, want) in [(0.0, 1.0), (-1.0, 0.5), (-200.0, LEAST), (f32::NEG_INFINITY, LEAST), (f32::NAN, LEAST)] {
                 assert_eq!(all(isa, [x; LANES])[1], [want; LANES], "{isa:?} {x}");
+            }
+        }
+    }
+
+    #[test]
+    fn fast_powers_of_two() {
+        for isa in Isa::ALL.into_iter().filter(|isa| *isa <= available()) {
+            for i in (-126_000..=125_984).step_by(LANES) {
+                let x: [f32; LANES] = std::array::from_fn(|lane| (i + lane as i32) as f32 / 1000.0);
+                for (x, got) in x.iter().zip(all(isa, x)[3]) {
+                    let want = f64::from(*x).exp2();
+                    assert!((f64::from(got) / want - 1.0).abs() < 4e-6, "{isa:?} {x}: {got} {want}");
+                }
+            }
+            for x in [-127.5, -200.0, -1e9, f32::MIN, f32::NEG_INFINITY] {
+                let [got, ..] = all(isa, [x; LANES])[3];
+                assert!((0.0..=f32::MIN_POSITIVE).contains(&got), "{isa:?} {x}: {got}");
             }
         }
     }
